@@ -1,0 +1,1 @@
+"""Raw video -> packed rows: worlds, dataset, packing, pipeline."""

@@ -1,0 +1,1 @@
+"""Noise and its removal: flow (equations), canvas (prompting), sampler (guidance and solvers)."""

@@ -1,0 +1,1 @@
+"""What the models can do, measured: world (the oracle's text fidelity), metrics."""

@@ -1,0 +1,1 @@
+"""One training loop: loop, tasks, checkpoint."""
