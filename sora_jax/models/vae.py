@@ -1,0 +1,297 @@
+"""The causal spacetime autoencoder: pixels [b f h w 3] in [-1, 1] <-> latents [b f' h' w' c] of unit variance.
+
+    f = 1 + k * time  ->  f' = 1 + k        (the first frame stands alone: an image is a one-frame video)
+    h, w              ->  h / space, w / space
+
+Shaped like Wan 2.1's (arXiv:2503.20314): channel-norm residual blocks, attention within a frame in the middle,
+convolutions that look only into the past. Every layer keeps the few past frames it needs in the collection `cache`, so
+that a clip can be encoded or decoded in pieces (`stream_decode`) with memory that does not grow with its length, and the
+pieces equal the full pass.
+
+`linear_skip` adds a linear codec beside the network: each time x space x space block of pixels is projected to its
+latent and back. Started at the blocks' principal components (`principal_components`) training begins where a linear codec ends,
+instead of spending its first hour getting there; the convolutions learn what a linear map cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from sora_jax.models.layers import CausalConv3d, ChannelNorm, conv3d, with_past
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, beside a shortcut that is 1x1x1 where the width changes."""
+
+    features: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f h w o"]:
+        y = CausalConv3d(self.features, dtype=self.dtype, name="conv1")(nn.silu(ChannelNorm(name="norm1")(x)), first)
+        y = CausalConv3d(self.features, dtype=self.dtype, name="conv2")(nn.silu(ChannelNorm(name="norm2")(y)), first)
+        if x.shape[-1] != self.features:
+            x = CausalConv3d(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x, first)
+        return x + y
+
+
+class FrameAttention(nn.Module):
+    """Single-head attention among the pixels of one frame."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        width = x.shape[-1]
+        y = rearrange(ChannelNorm(name="norm")(x), "b f h w c -> (b f) (h w) 1 c")
+        q, k, v = jnp.split(nn.Dense(3 * width, dtype=self.dtype, name="qkv")(y), 3, -1)
+        y = nn.dot_product_attention(q, k, v, force_fp32_for_softmax=True)
+        y = nn.Dense(width, dtype=self.dtype, name="out")(y)
+        return x + rearrange(y, "(b f) (h w) 1 c -> b f h w c", b=x.shape[0], h=x.shape[2])
+
+
+class Downsample(nn.Module):
+    """Halves space by a strided convolution, then time: frame 0 passes, frame j sees frames 2j-2 .. 2j."""
+
+    time: int
+    space: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f2 h2 w2 c"]:
+        width, init = x.shape[-1], nn.initializers.lecun_uniform()
+        if self.space == 2:
+            kernel = self.param("space_kernel", init, (1, 3, 3, width, width)).astype(self.dtype)
+            bias = self.param("space_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+            x = conv3d(x, kernel, (1, 2), [(0, 1), (0, 1)]) + bias
+        if self.time == 2:
+            kernel = self.param("time_kernel", init, (3, 1, 1, width, width)).astype(self.dtype)
+            bias = self.param("time_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+            head = x[:, :1] if first else None
+            x = with_past(self, x, 1, first)  # a zero frame, or the last one seen
+            x = x[:, 1:] if first else x
+            rest = conv3d(x, kernel, (2, 1), "SAME") + bias if x.shape[1] >= 3 else x[:, :0]
+            x = rest if head is None else jnp.concatenate([head, rest], 1)
+        return x
+
+
+class Upsample(nn.Module):
+    """Doubles time (frame 0 passes; its successors become pairs and never see it), then space by nearest and conv."""
+
+    time: int
+    space: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f2 h2 w2 o"]:
+        width, init = x.shape[-1], nn.initializers.lecun_uniform()
+        if self.time == 2:
+            kernel = self.param("time_kernel", init, (3, 1, 1, width, 2 * width)).astype(self.dtype)
+            bias = self.param("time_bias", nn.initializers.zeros, (2 * width,)).astype(self.dtype)
+            head, rest = (x[:, :1], x[:, 1:]) if first else (x[:, :0], x)
+            rest = with_past(self, rest, 2, first)
+            if rest.shape[1] == 2:  # the first frame alone
+                return self.enlarge(head, first)
+            rest = conv3d(rest, kernel, (1, 1), "SAME") + bias
+            x = jnp.concatenate([head, rearrange(rest, "b f h w (two c) -> b (f two) h w c", two=2)], 1)
+        return self.enlarge(x, first)
+
+    def enlarge(self, x: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f h2 w2 o"]:
+        if self.space == 2:
+            x = jnp.repeat(jnp.repeat(x, 2, 2), 2, 3)
+            x = CausalConv3d(x.shape[-1] // 2, (1, 3, 3), dtype=self.dtype, name="conv")(x, first)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels (patchified) -> twice the latent channels: mean and log-variance."""
+
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    time: tuple[int, ...]
+    space: tuple[int, ...]
+    features: int
+    dtype: str
+    zero: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f2 h2 w2 o"]:
+        x = CausalConv3d(self.width, dtype=self.dtype, name="conv_in")(x, first)
+        for i, multiplier in enumerate(self.multipliers):
+            for j in range(self.blocks):
+                x = ResBlock(self.width * multiplier, self.dtype, name=f"block{i}_{j}")(x, first)
+            if i < len(self.time):
+                x = Downsample(self.time[i], self.space[i], self.dtype, name=f"down{i}")(x, first)
+        x = ResBlock(x.shape[-1], self.dtype, name="mid0")(x, first)
+        x = FrameAttention(self.dtype, name="mid_attention")(x)
+        x = ResBlock(x.shape[-1], self.dtype, name="mid1")(x, first)
+        x = nn.silu(ChannelNorm(name="norm_out")(x))
+        x = CausalConv3d(self.features, dtype=self.dtype, zero=self.zero, name="conv_out")(x, first)
+        return CausalConv3d(self.features, (1, 1, 1), dtype=self.dtype, name="quant")(x, first)
+
+
+class Decoder(nn.Module):
+    """Latents -> pixels (patchified), the encoder's mirror with one block more at each size."""
+
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    time: tuple[int, ...]
+    space: tuple[int, ...]
+    features: int
+    dtype: str
+    zero: bool
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f2 h2 w2 o"]:
+        z = CausalConv3d(z.shape[-1], (1, 1, 1), dtype=self.dtype, name="quant")(z, first)
+        x = CausalConv3d(self.width * self.multipliers[-1], dtype=self.dtype, name="conv_in")(z, first)
+        x = ResBlock(x.shape[-1], self.dtype, name="mid0")(x, first)
+        x = FrameAttention(self.dtype, name="mid_attention")(x)
+        x = ResBlock(x.shape[-1], self.dtype, name="mid1")(x, first)
+        for i, multiplier in enumerate(reversed(self.multipliers)):
+            for j in range(self.blocks + 1):
+                x = ResBlock(self.width * multiplier, self.dtype, name=f"block{i}_{j}")(x, first)
+            if i < len(self.time):
+                x = Upsample(self.time[-1 - i], self.space[-1 - i], self.dtype, name=f"up{i}")(x, first)
+        x = nn.silu(ChannelNorm(name="norm_out")(x))
+        return CausalConv3d(self.features, dtype=self.dtype, zero=self.zero, name="conv_out")(x, first)
+
+
+class VAE(nn.Module):
+    """See the file's head. `first=False` continues a stream and needs the `cache` of the chunk before.
+
+    width, multipliers, blocks: channels at each size and residual blocks there (the decoder has one more).
+    time, space: the factor (1 or 2) of each step between sizes; patch: pixels folded into channels before the first.
+    """
+
+    width: int = 96
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    time: tuple[int, ...] = (1, 2, 2)
+    space: tuple[int, ...] = (2, 2, 2)
+    patch: int = 1
+    channels: int = 16
+    linear_skip: bool = False
+    dtype: str = "float32"
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Pixels per latent along (frames, rows, columns)."""
+        side = int(np.prod(self.space)) * self.patch
+        return int(np.prod(self.time)), side, side
+
+    def setup(self):
+        sizes = self.width, self.multipliers, self.blocks, self.time, self.space
+        self.encoder = Encoder(*sizes, 2 * self.channels, self.dtype, self.linear_skip)
+        self.decoder = Decoder(*sizes, 3 * self.patch**2, self.dtype, self.linear_skip)
+        self.latent_mean = self.param("latent_mean", nn.initializers.zeros, (self.channels,))
+        self.latent_std = self.param("latent_std", nn.initializers.ones, (self.channels,))
+        if self.linear_skip:
+            time, side, _ = self.grid
+            self.image_in = nn.Dense(self.channels, name="image_in")
+            self.video_in = nn.Dense(self.channels, name="video_in")
+            self.image_out = nn.Dense(3 * side**2, name="image_out")
+            self.video_out = nn.Dense(3 * side**2 * time, name="video_out")
+
+    def __call__(self, video: Float[Array, "b f h w 3"], first: bool = True) -> Float[Array, "b f h w 3"]:
+        return self.decode(self.encode(video, first), first)
+
+    def moments(
+        self, video: Float[Array, "b f h w 3"], first: bool = True
+    ) -> tuple[Float[Array, "b f2 h2 w2 c"], Float[Array, "b f2 h2 w2 c"]]:
+        """Mean and log-variance of the posterior, before normalisation."""
+        x = rearrange(video, "b f (h q) (w r) c -> b f h w (c r q)", q=self.patch, r=self.patch)
+        mean, logvar = jnp.split(self.encoder(x, first).astype(jnp.float32), 2, -1)
+        if self.linear_skip:
+            blocks = split_blocks(video, self.grid, first)
+            mean = mean + jnp.concatenate(
+                ([self.image_in(blocks[0])] if first else []) + ([self.video_in(blocks[1])] if blocks[1].shape[1] else []), 1
+            )
+        return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def encode(self, video: Float[Array, "b f h w 3"], first: bool = True) -> Float[Array, "b f2 h2 w2 c"]:
+        """The posterior's mean, scaled to zero mean and unit variance per channel by the stored statistics."""
+        return (self.moments(video, first)[0] - self.latent_mean) / self.latent_std
+
+    def decode(self, z: Float[Array, "b f h w c"], first: bool = True) -> Float[Array, "b f2 h2 w2 3"]:
+        """Pixels of normalised latents, not clipped."""
+        return self.pixels(z * self.latent_std + self.latent_mean, first)
+
+    def pixels(self, z: Float[Array, "b f h w c"], first: bool = True) -> Float[Array, "b f2 h2 w2 3"]:
+        """Pixels of latents before normalisation (as `moments` gives them)."""
+        x = self.decoder(z, first).astype(jnp.float32)
+        video = rearrange(x, "b f h w (c r q) -> b f (h q) (w r) c", q=self.patch, r=self.patch)
+        if self.linear_skip:
+            video = video + jnp.concatenate(
+                ([join_blocks(self.image_out(z[:, :1]), self.grid, 1)] if first else [])
+                + ([join_blocks(self.video_out(z[:, int(first) :]), self.grid, self.grid[0])] if z.shape[1] > first else []), 1
+            )
+        return video
+
+
+def split_blocks(video: Array, grid: tuple[int, int, int], first: bool) -> tuple[Array, Array]:
+    """The first frame's blocks [b 1 h' w' 3*s*s] and the rest's [b k h' w' 3*t*s*s]."""
+    time, side, _ = grid
+    head, rest = (video[:, :1], video[:, 1:]) if first else (video[:, :0], video)
+    return (
+        rearrange(head, "b f (h q) (w r) c -> b f h w (q r c)", q=side, r=side),
+        rearrange(rest, "b (f p) (h q) (w r) c -> b f h w (p q r c)", p=time, q=side, r=side),
+    )
+
+
+def join_blocks(blocks: Array, grid: tuple[int, int, int], time: int) -> Array:
+    """The inverse of `split_blocks` for blocks of `time` frames."""
+    return rearrange(blocks, "b f h w (p q r c) -> b (f p) (h q) (w r) c", p=time, q=grid[1], r=grid[2])
+
+
+def principal_components(
+    blocks: Float[np.ndarray, "n p"], channels: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Dense weights of the whitened linear codec of these blocks: unit-variance latents, least squared error back."""
+    mean = blocks.mean(0)
+    covariance = np.cov((blocks - mean).T.astype(np.float64))
+    variance, vectors = np.linalg.eigh(covariance)
+    variance, vectors = variance[::-1][:channels], vectors[:, ::-1][:, :channels]
+    std = np.sqrt(np.maximum(variance, 1e-8))
+    into, out = vectors / std, (vectors * std).T
+    return (
+        {"kernel": into.astype(np.float32), "bias": (-mean @ into).astype(np.float32)},
+        {"kernel": out.astype(np.float32), "bias": mean.astype(np.float32)},
+    )
+
+
+# ------------------------------------------------------------------------------------------------ streaming
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _chunk(vae: VAE, params: dict, cache: dict, x: Array, first: bool, method: str) -> tuple[Array, dict]:
+    variables = {"params": params} if first else {"params": params, "cache": cache}
+    y, kept = vae.apply(variables, x, first, method=method, mutable=["cache"])
+    return y, kept["cache"]
+
+
+def stream_decode(vae: VAE, params: dict, z: Float[Array, "b f h w c"], chunk: int = 4) -> Iterator[Float[Array, "b f2 h2 w2 3"]]:
+    """Decodes the first latent frame, then `chunk` at a time; the pieces joined equal `decode` of the whole."""
+    cache: dict = {}
+    starts = [0, *range(1, z.shape[1], chunk)]
+    for a, b in zip(starts, [*starts[1:], z.shape[1]]):
+        y, cache = _chunk(vae, params, cache, z[:, a:b], a == 0, "decode")
+        yield y
+
+
+def stream_encode(vae: VAE, params: dict, chunks: Iterator[Float[Array, "b f h w 3"]]) -> Iterator[Float[Array, "b f2 h2 w2 c"]]:
+    """Encodes chunks of pixels: the first of 1 + 4j frames, the rest of 4j (for a time factor of 4)."""
+    cache: dict = {}
+    for i, video in enumerate(chunks):
+        z, cache = _chunk(vae, params, cache, video, i == 0, "encode")
+        yield z
