@@ -16,6 +16,7 @@ import io
 import os
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -52,7 +53,7 @@ class Tokenizer:
     def __init__(self, source: str | os.PathLike | bytes):
         name = "the given bytes" if isinstance(source, bytes) else os.fspath(source)
         try:
-            self.data = source if isinstance(source, bytes) else open(source, "rb").read()
+            self.data = source if isinstance(source, bytes) else Path(source).read_bytes()
             self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.data)
         except FileNotFoundError:
             raise InputError(f"there is no tokenizer at {name}: train one with `sora-jax data tokenizer`") from None

@@ -1,0 +1,33 @@
+# Everything runs in virtual environments made here; a machine needs Python >= 3.11, git and make.
+PROMPT ?= a large red circle moves right on a dark blue background
+MODEL ?= tiny
+
+.PHONY: demo test slow lint train clean
+
+demo:  ## paint one prompt with the bundled model
+	@sh launch/venv.sh .venv ""
+	@mkdir -p out
+	@.venv/bin/sora-jax generate "$(PROMPT)" --model "$(MODEL)" --out out/demo.mp4 --sheet out/demo.png >/dev/null
+	@echo out/demo.mp4 && echo out/demo.png
+
+test:  ## the laws, on the newest Python here; then a smoke of the main job on 3.11 where there is one
+	@sh launch/venv.sh .venv-test test
+	.venv-test/bin/python -m pytest -q -n 2 --dist loadfile
+	@if [ "$$(.venv-test/bin/python -c 'import sys; print(*sys.version_info[:2], sep=".")')" != 3.11 ] && sh launch/python.sh 3.11 >/dev/null 2>&1; then \
+		sh launch/venv.sh .venv-test-3.11 test 3.11 && .venv-test-3.11/bin/python -m pytest -q -m smoke; \
+	else echo "no second Python: the smoke on 3.11 is left out"; fi
+
+slow:  ## the tests that take longer than 20 s each
+	@sh launch/venv.sh .venv-test test
+	.venv-test/bin/python -m pytest -q -m slow
+
+lint:
+	@sh launch/venv.sh .venv-test test
+	.venv-test/bin/ruff check . && .venv-test/bin/ruff format --check .
+
+train:  ## the whole system from nothing on two CPU cores, in about 15 minutes; run again to resume
+	@sh launch/venv.sh .venv-test test
+	@PATH="$(CURDIR)/.venv-test/bin:$$PATH" bash launch/speedrun.sh
+
+clean:
+	rm -rf .venv .venv-test .venv-test-3.11 out build dist *.egg-info .pytest_cache .ruff_cache

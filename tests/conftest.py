@@ -1,0 +1,15 @@
+"""What every test shares: eight virtual CPU devices, quiet libraries, and one cache of compilations."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before anything imports JAX. Subprocesses inherit all of it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ROOT = Path(__file__).parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+sys.path.insert(0, str(ROOT))
