@@ -1,8 +1,8 @@
 """Text: a sentencepiece tokenizer and a T5-style encoder, from a prompt to the context the DiT reads.
 
-T5 (Raffel et al. 2020, arXiv:1910.10683; v1.1's gated MLP: Shazeer 2020, arXiv:2002.05202), for a row x [l d] of tokens:
+T5 (Raffel et al. 2020, arXiv:1910.10683; v1.1's gated MLP: Shazeer 2020, arXiv:2002.05202), for a row x [l d]:
 
-    (1) x <- x + A(rms(x)),   A = softmax(q k^T + bias[bucket(j - i), head]) v   no 1/sqrt(k): the initialisation holds it
+    (1) x <- x + A(rms(x)),   A = softmax(q k^T + bias[bucket(j - i), head]) v   no 1/sqrt(k): initialisation holds it
     (2) x <- x + (gelu(rms(x) W_gate) * rms(x) W_up) W_down                     no biases anywhere
     (3) rms(x) = x / sqrt(mean(x^2) + 1e-6) * scale
 
@@ -32,7 +32,7 @@ PAD, EOS, UNK = 0, 1, 2  # T5's ids
 
 
 def clean(text: str) -> str:
-    """A prompt as the tokenizer wants it: HTML unescaped, NFC, white space and control characters collapsed to one space.
+    """A prompt as the tokenizer wants it: HTML unescaped, NFC, white space and control characters made one space.
 
     What UTF-8 cannot hold (lone surrogates) becomes U+FFFD; sentencepiece's own mark for a space, U+2581, becomes "_".
     """
@@ -80,8 +80,8 @@ def train_tokenizer(captions: Iterable[str], out: str | os.PathLike, vocab: int 
     """Trains a BPE model with byte fallback on captions and writes it to `out`; the same captions give the same file.
 
     BPE and not T5's unigram: in captions of few distinct words every word becomes one piece, where the unigram trainer,
-    which looks for substrings that several words share, leaves them in letters (19 pieces against 6 for "a red star moves
-    left"). `vocab` is an upper bound: a small world of words needs fewer pieces than asked for, and gets fewer.
+    which looks for substrings that several words share, leaves them in letters ("a red star moves left": 19 pieces, not
+    6). `vocab` is an upper bound: a small world of words needs fewer pieces than asked for, and gets fewer.
     Raises InputError when there is no text to learn from or the vocabulary cannot hold the 256 bytes.
     """
     if vocab < 300:
@@ -119,8 +119,8 @@ def train_tokenizer(captions: Iterable[str], out: str | os.PathLike, vocab: int 
 def buckets_of(length: int, buckets: int = 32, max_distance: int = 128) -> Int[np.ndarray, "l l"]:
     """T5's bucket of every relative position: entry [i, j] is for query i and key j.
 
-    Half the buckets are for keys after the query; in each half the first half are single distances, the rest grow as the
-    logarithm up to `max_distance`, beyond which all share the last (Raffel et al. 2020, section 2.1 and its code).
+    Half the buckets are for keys after the query; in each half the first half are single distances, the rest grow
+    as the logarithm up to `max_distance`, beyond which all share the last (Raffel et al. 2020, section 2.1 and its code).
     """
     relative = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
@@ -180,7 +180,7 @@ class Block(nn.Module):
 class TextEncoder(nn.Module):
     """T5 v1.1 (`bias_every_layer=False`) or umT5 (`True`); the layers are stacked and scanned.
 
-    Parameters: `embed` [vocab width], `bias` [buckets heads] where shared, `blocks/...` with depth leading, `norm/scale`.
+    Parameters: `embed` [vocab width], `bias` [buckets heads] where shared, `blocks/...` (depth first), `norm/scale`.
     """
 
     vocab: int
