@@ -1,0 +1,139 @@
+"""Checkpoints: everything a run is, as one atomic thing on disk.
+
+A checkpoint `<dir>/<step>/` holds every entry of the training state (params, ema, opt, key, counters) and the data
+cursor, one folder each, so that an export reads the weights and leaves the optimizer alone. Orbax writes it into a
+temporary folder in the background and renames it once it is whole: a folder with a number for a name is complete,
+whatever killed the process, and everything else is swept away at the next start.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from sora_jax.errors import InputError
+
+Tree = Any  # a pytree of arrays
+
+
+class Checkpoints:
+    """The checkpoints of one run, of which the newest `keep` stay. Saving overlaps training, one save at a time."""
+
+    def __init__(self, folder: str | Path, keep: int):
+        self.folder = Path(folder).absolute()
+        self.saved = max(steps(self.folder), default=None)  # newest step known to be whole on disk
+        self._saving = None  # (step, response) of the save under way
+        with _spoken(self):
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder,
+                context=_context(),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+
+    def save(self, step: int, state: dict[str, Tree], cursor) -> None:
+        """Begin to save; returns once the arrays are copied, so that the caller may donate their buffers.
+
+        Waits for the save before this one, and raises what went wrong with it: InputError for a full or unwritable
+        disk, with the older checkpoints untouched. `cursor` is anything JSON can hold.
+        """
+        self.wait()
+        if step == self.saved:
+            return
+        with _spoken(self):
+            # force: orbax's own policy would silently skip a save it thinks too soon
+            response = self._checkpointer.save_checkpointables_async(step, {**state, "cursor": {"next": cursor}}, force=True)
+        self._saving = (step, response)
+
+    def wait(self) -> None:
+        """Return when the save under way is whole on disk. Raises InputError as `save` does."""
+        if self._saving is None:
+            return
+        (step, response), self._saving = self._saving, None
+        with _spoken(self):
+            response.result()
+        self.saved = step
+
+    def close(self) -> None:
+        """Let the background threads end. Errors of a save that is still under way belong to `wait`."""
+        self._checkpointer.close()
+
+
+def steps(folder: str | Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, oldest first; empty when there is no folder."""
+    folder = Path(folder)
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+
+
+def restore(folder: str | Path, abstract: dict[str, Tree] | None = None, step: int | None = None):
+    """The newest complete checkpoint (or that of `step`) as (state, cursor); None when there is none.
+
+    `abstract` names the entries to read, each a tree of ShapeDtypeStruct with its sharding: the arrays come back laid
+    out that way, on whatever mesh that is. An entry given as None is read as it was saved; `abstract=None` reads all.
+    Raises InputError when the checkpoint's arrays are not those of `abstract`.
+    """
+    found = steps(folder)
+    if not found:
+        return None
+    step = found[-1] if step is None else step
+    path = Path(folder).absolute() / str(step)
+    if not path.is_dir():
+        raise InputError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, found))}")
+    wanted = None if abstract is None else {**abstract, "cursor": None}
+    with _context():
+        try:
+            state = ocp.load_checkpointables(path, wanted)
+        except (ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            raise InputError(f"{path} does not hold this model ({reason}); use the config it was trained with") from error
+    cursor = state.pop("cursor")["next"]
+    return state, cursor
+
+
+def digest(state: dict[str, Tree], cursor) -> str:
+    """SHA-256, as hex, of every array of the state (path, dtype, shape, bytes; by path) and of the cursor as sorted JSON.
+
+    Two runs with the same digest are at the same point, bit for bit, and go on the same way.
+    """
+    sha = hashlib.sha256()
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    for path in sorted(leaves):
+        array = np.asarray(leaves[path])
+        sha.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    sha.update(json.dumps(cursor, sort_keys=True).encode())
+    return sha.hexdigest()
+
+
+def _context() -> ocp.Context:
+    """Orbax as ever, but the cursor is JSON (a dict of numbers would else become a tree of arrays)."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="cursor")
+    context = ocp.Context()
+    context.checkpointables_options.registry = registry
+    return context
+
+
+class _spoken:
+    """Turns what orbax raises when it cannot write into one sentence that says what is safe."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if not isinstance(error, (OSError, ValueError, RuntimeError)) or isinstance(error, InputError):
+            return
+        saved = self.checkpoints.saved
+        safe = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is intact"
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"could not save a checkpoint in {self.checkpoints.folder} ({reason}); {safe}: "
+            "make room or give a --workdir that can be written, then run the same command again"
+        ) from error
