@@ -24,6 +24,8 @@ class Checkpoints:
     """The checkpoints of one run, of which the newest `keep` stay. Saving overlaps training, one save at a time."""
 
     def __init__(self, folder: str | Path, keep: int):
+        if keep < 1:
+            raise InputError(f"config.keep is {keep}: keep at least 1 checkpoint, or a killed run could not resume")
         self.folder = Path(folder).absolute()
         self.saved = max(steps(self.folder), default=None)  # newest step known to be whole on disk
         self._saving = None  # (step, response) of the save under way
@@ -46,7 +48,9 @@ class Checkpoints:
             return
         with _spoken(self):
             # force: orbax's own policy would silently skip a save it thinks too soon
-            response = self._checkpointer.save_checkpointables_async(step, {**state, "cursor": {"next": cursor}}, force=True)
+            response = self._checkpointer.save_checkpointables_async(
+                step, {**state, "cursor": {"next": cursor}}, force=True
+            )
         self._saving = (step, response)
 
     def wait(self) -> None:
@@ -58,9 +62,18 @@ class Checkpoints:
             response.result()
         self.saved = step
 
-    def close(self) -> None:
-        """Let the background threads end. Errors of a save that is still under way belong to `wait`."""
-        self._checkpointer.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        """Let a save under way end; where another error is already on its way, that one is told."""
+        try:
+            self.wait()
+        except InputError:
+            if error is None:
+                raise
+        finally:
+            self._checkpointer.close()
 
 
 def steps(folder: str | Path) -> list[int]:
@@ -69,33 +82,50 @@ def steps(folder: str | Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
 
 
-def restore(folder: str | Path, abstract: dict[str, Tree] | None = None, step: int | None = None):
-    """The newest complete checkpoint (or that of `step`) as (state, cursor); None when there is none.
+def restore(folder: str | Path, abstract: dict[str, Tree] | None = None):
+    """The newest complete checkpoint as (state, cursor); None when there is none.
 
     `abstract` names the entries to read, each a tree of ShapeDtypeStruct with its sharding: the arrays come back laid
-    out that way, on whatever mesh that is. An entry given as None is read as it was saved; `abstract=None` reads all.
-    Raises InputError when the checkpoint's arrays are not those of `abstract`.
+    out that way, whatever mesh they were saved from. An entry given as None comes as NumPy arrays, and so does every
+    entry when `abstract` is None: no device of the machine that saved them is needed.
+    Raises InputError, naming an array, when what is there is not `abstract`.
     """
     found = steps(folder)
     if not found:
         return None
-    step = found[-1] if step is None else step
-    path = Path(folder).absolute() / str(step)
-    if not path.is_dir():
-        raise InputError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, found))}")
-    wanted = None if abstract is None else {**abstract, "cursor": None}
+    path = Path(folder).absolute() / str(found[-1])
     with _context():
-        try:
-            state = ocp.load_checkpointables(path, wanted)
-        except (ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:300]
-            raise InputError(f"{path} does not hold this model ({reason}); use the config it was trained with") from error
+        stored = ocp.checkpointables_metadata(path).metadata
+        wanted = dict.fromkeys(name for name in stored if name != "cursor") if abstract is None else dict(abstract)
+        for name, tree in wanted.items():
+            if tree is None:
+                wanted[name] = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored[name])
+            else:
+                _compare(path, name, stored[name], tree)
+        state = ocp.load_checkpointables(path, {**wanted, "cursor": None})
     cursor = state.pop("cursor")["next"]
     return state, cursor
 
 
+def _compare(path: Path, name: str, stored: Tree, wanted: Tree) -> None:
+    """Raise InputError for the first array that one has and the other has not, or has in another shape."""
+    there, here = _shapes(stored), _shapes(wanted)
+    for leaf in sorted(there.keys() | here.keys()):
+        if there.get(leaf) != here.get(leaf):
+            raise InputError(
+                f"{path} holds another model: {name}/{leaf} is {there.get(leaf, 'absent')} there and "
+                f"{here.get(leaf, 'absent')} in this config; use the config it was trained with, or another --workdir"
+            )
+
+
+def _shapes(tree: Tree) -> dict[str, tuple]:
+    """Shape by path; a path has no brackets, for orbax gives back a named tuple as a dict or a list."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
 def digest(state: dict[str, Tree], cursor) -> str:
-    """SHA-256, as hex, of every array of the state (path, dtype, shape, bytes; by path) and of the cursor as sorted JSON.
+    """SHA-256, as hex, of the state's arrays (path, dtype, shape, bytes; by path) and of the cursor as sorted JSON.
 
     Two runs with the same digest are at the same point, bit for bit, and go on the same way.
     """

@@ -1,7 +1,7 @@
 """Optimizers by config: AdamW, or Muon for the hidden matrices with AdamW for everything else.
 
-AdamW: Loshchilov & Hutter 2019 (arXiv 1711.05101). Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled as
-in "Muon is scalable for LLM training" (arXiv 2502.16982): updates have AdamW's typical size 0.2, so that one learning
+AdamW: Loshchilov & Hutter 2019 (arXiv 1711.05101). Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled
+as in "Muon is scalable for LLM training" (arXiv 2502.16982): updates have AdamW's typical size 0.2, so that one learning
 rate suits both, whatever the shape of a matrix.
 """
 
@@ -18,7 +18,7 @@ ADAMW_RMS = 0.2  # typical size of an AdamW update, arXiv 2502.16982 section 2.2
 
 # Muon is for maps from features to features. What reads or writes the outside (pixels, patches, tokens, noise levels)
 # is learned by AdamW even when it is a matrix.
-OUTSIDE = re.compile(r"(^|/)(embed|patch|head|quant|time|modulation|\w+_in|\w+_out)(/|$)")
+OUTSIDE = re.compile(r"(^|/)(head|quant|time_\w+|\w+_in|\w+_out)(/|$)")
 
 
 def make(opt, steps: int):
@@ -73,8 +73,8 @@ def matrices(params):
     """
 
     def axes(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if not name.endswith("kernel") or leaf.ndim < 2 or OUTSIDE.search(name):
+        module, _, name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
+        if not name.endswith("kernel") or leaf.ndim < 2 or OUTSIDE.search(module):
             return None
         reduction = (leaf.ndim - 2,) if leaf.ndim <= 3 else tuple(range(leaf.ndim - 1))
         return optax.contrib.MuonDimensionNumbers(reduction, (leaf.ndim - 1,))

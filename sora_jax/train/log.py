@@ -1,0 +1,122 @@
+"""What a run says: metrics.jsonl, TensorBoard, a progress bar, sentences on stderr, a plain word when it cannot write."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from sora_jax.errors import InputError
+
+
+class Log:
+    """Metrics of a run: kept on the device between lines, then into metrics.jsonl, TensorBoard and the progress bar."""
+
+    def __init__(self, workdir: Path, step: int, steps: int):
+        self.workdir, self.path = workdir, workdir / "metrics.jsonl"
+        self.start, self.steps = step, steps
+        self.waiting, self.units, self.flops = [], 0, 0.0
+
+    def __enter__(self):
+        with writing(self.workdir):
+            forget(self.path, self.start)
+        import tensorflow as tf  # here, for it takes seconds and only training needs it
+
+        self.tf, self.board = tf, tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
+        # what tf.summary.scalar writes, without the TensorBoard package that it needs only for this
+        self.scalars = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})
+        slow = not sys.stderr.isatty()  # a log file wants a line now and then, a terminal a living bar
+        self.bar = tqdm(total=self.steps, initial=self.start, unit="step", mininterval=15 if slow else 0.2)
+        self.since = time.perf_counter()
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+        self.board.close()
+
+    def step(self, metrics: dict, units: int, flops: float) -> None:
+        """Note a step's metrics without waiting for them."""
+        self.waiting.append(metrics)
+        self.units, self.flops = self.units + units, self.flops + flops
+        self.bar.update(1)
+
+    def write(self, step: int) -> None:
+        """One line for the steps since the last: means of what is finite, totals a second, the newest count of skips."""
+        metrics = jax.device_get(self.waiting)
+        seconds = time.perf_counter() - self.since
+        values = {"loss": math.nan}  # first in the line
+        for name in metrics[0]:
+            finite = [float(m[name]) for m in metrics if np.isfinite(m[name])]
+            values[name] = sum(finite) / len(finite) if finite else math.nan
+        values["skipped"] = int(metrics[-1]["skipped"])
+        values |= {"tokens_per_second": self.units / seconds, "flops_per_second": self.flops / seconds}
+        values["seconds_per_step"] = seconds / len(metrics)
+        self.bar.set_postfix_str(
+            f"loss {values['loss']:.4f}, {values['tokens_per_second']:.3g} tokens/s, "
+            f"{values['flops_per_second'] / 1e9:.3g} GFLOP/s, {values['skipped']} skipped"
+        )
+        self.numbers(step, values)
+        self.waiting, self.units, self.flops = [], 0, 0.0
+        self.since = time.perf_counter()
+
+    def numbers(self, step: int, values: dict) -> None:
+        """Append a line, with null for what is not finite, and the same to TensorBoard."""
+        if jax.process_index():
+            return
+        finite = {k: v for k, v in values.items() if math.isfinite(v)}
+        with writing(self.workdir):
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **dict.fromkeys(values), **finite}) + "\n")
+            with self.board.as_default():
+                for name, value in finite.items():
+                    self.tf.summary.write(name, self.tf.constant(value, "float32"), step, self.scalars)
+            self.board.flush()
+
+
+def forget(path: Path, step: int) -> None:
+    """Drop the lines of metrics that come after `step`, and one cut short: they will be written again."""
+    if not path.exists():
+        return
+
+    def stays(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except (ValueError, KeyError):
+            return False
+
+    replace(path, "".join(line for line in path.read_text().splitlines(True) if stays(line)))
+
+
+def say(sentence: str) -> None:
+    """A line on stderr that leaves the progress bar whole; stdout belongs to the summary."""
+    if jax.process_index() == 0:
+        tqdm.write(sentence, file=sys.stderr)
+
+
+class writing:
+    """Turns the operating system's refusal to write into one sentence about the workdir."""
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, OSError):
+            raise InputError(
+                f"cannot write in {self.workdir} ({error.strerror or error}): make room or give another --workdir; "
+                "what is there stays as it is"
+            ) from error
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that it is whole or as before, whenever the process dies."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
