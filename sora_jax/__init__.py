@@ -1,1 +1,55 @@
-"""sora_jax."""
+"""sora_jax: text to video of any size and length, in JAX.
+
+    raw video, images -- data -- captions -- latents -- packed rows -- DiT -- sampler -- decoder -- mp4
+
+Everything visual is one packed row of spacetime patches; every patch knows where it sits in its own clip (pos), which
+clip of the row it belongs to (seg) and its own noise level (t). The rooms the story passes through:
+
+    cli.py          the `sora-jax` command, thin
+    media.py        mp4 webm gif png jpg <-> Video(frames uint8 [f h w 3], fps)
+    model.py        Model: text, DiT and VAE in one folder; load, save, generate, export
+    data/           raw video -> packed rows
+      worlds.py       the procedural, captioned world that knows its own truth      (drawing.py paints it)
+      dataset.py      a folder of clips, and the latents of one, as TFDS datasets   (captions.py, shards.py)
+      packing.py      patchify; variable grids -> dense rows, balanced across hosts
+      pipeline.py     deterministic batches, their cursor saved with the checkpoint
+    models/         what owns parameters
+      layers.py       convolution, norms, 3-D rotary positions, attention
+      vae.py          the causal spacetime autoencoder, streamed == full
+      text.py         the tokenizer and the T5 encoder
+      dit.py          the diffusion transformer
+    diffusion/
+      flow.py         noising, targets, noise-level laws
+      canvas.py       prompting with pictures: builders of (z, start)
+      sampler.py      guidance and solvers in one lax.scan
+    train/
+      loop.py         one loop: mesh, data, state, step, checkpoint, samples, preemption
+      tasks.py        what the VAE and the DiT give the loop    (vae_task.py, dit_task.py)
+      optimizer.py    AdamW, Muon, schedules
+      checkpoint.py   params, EMA, optimizer, rng, step and cursor as one atomic thing
+    evaluate/       metrics, and what the world's oracle sees
+
+    import sora_jax
+    model = sora_jax.load()
+    model.generate("a red circle moves right", size=(96, 64), frames=17, seed=0).save("a.mp4")
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["Canvas", "InputError", "Model", "Video", "load"]
+
+_HOMES = {"load": "model", "Model": "model", "Video": "media", "Canvas": "diffusion.canvas", "InputError": "errors"}
+
+
+def __getattr__(name: str):
+    """The public names, imported when first asked for: `import sora_jax` itself imports nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sora_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"sora_jax.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

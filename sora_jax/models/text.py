@@ -45,16 +45,19 @@ def clean(text: str) -> str:
 class Tokenizer:
     """A sentencepiece model: `encode(text) -> ids` ending in EOS, `decode(ids) -> text`, and its `vocab` size.
 
-    `source` is the file's path or its bytes; `data` keeps the bytes, so that a model folder can store them unchanged.
+    `source` is its file, a model folder that has one, or its bytes; `data` keeps the bytes, to be stored unchanged.
     With byte fallback any language passes: `decode(encode(text)) == clean(text)`.
     Raises InputError when the file is missing or is no sentencepiece model.
     """
 
     def __init__(self, source: str | os.PathLike | bytes):
-        name = "the given bytes" if isinstance(source, bytes) else os.fspath(source)
+        name = "what was given" if isinstance(source, bytes) else os.fspath(source)
         try:
-            self.data = source if isinstance(source, bytes) else Path(source).read_bytes()
-            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.data)
+            if not isinstance(source, bytes):
+                path = Path(source)
+                source = (path / "tokenizer.model" if path.is_dir() else path).read_bytes()
+            self.data = source
+            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=source)
         except FileNotFoundError:
             raise InputError(f"there is no tokenizer at {name}: train one with `sora-jax data tokenizer`") from None
         except RuntimeError:
@@ -120,7 +123,8 @@ def buckets_of(length: int, buckets: int = 32, max_distance: int = 128) -> Int[n
     """T5's bucket of every relative position: entry [i, j] is for query i and key j.
 
     Half the buckets are for keys after the query; in each half the first half are single distances, the rest grow
-    as the logarithm up to `max_distance`, beyond which all share the last (Raffel et al. 2020, section 2.1 and its code).
+    as the logarithm up to `max_distance`, beyond which all share the last
+    (Raffel et al. 2020, section 2.1 and its code).
     """
     relative = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2

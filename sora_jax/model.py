@@ -1,0 +1,345 @@
+"""A Model: text encoder, DiT and VAE in one folder on disk, and what one does with them.
+
+model.json            the config: the fields of every module, and how to sample from it
+vae.safetensors       parameters; a tensor's name is its path in the tree, joined by "/"
+text.safetensors      (these two and the tokenizer are absent from a folder that holds a VAE alone)
+dit.safetensors
+tokenizer.model
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from sora_jax.diffusion import canvas, sampler
+from sora_jax.errors import InputError
+from sora_jax.media import Video
+from sora_jax.models.dit import DiT
+from sora_jax.models.text import TextEncoder, Tokenizer
+from sora_jax.models.vae import VAE, stream_decode, stream_encode
+
+FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
+BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
+CHUNK = 4  # latent frames decoded (or encoded) at a time, after the first
+
+
+@dataclass
+class Model:
+    """`config` holds vae, text, dit (fields of their modules), flow and sample; `params` a tree for each module.
+
+    A Model with a VAE alone encodes and decodes; it has no tokenizer and does not generate.
+    """
+
+    config: dict
+    params: dict
+    tokenizer: Tokenizer | None = None
+
+    @cached_property
+    def vae(self) -> VAE:
+        return VAE(**_hashable(self.config["vae"]))
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        return TextEncoder(**_hashable(self.config["text"]))
+
+    @cached_property
+    def dit(self) -> DiT:
+        return DiT(**_hashable(self.config["dit"]))
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Pixels to a latent along (frames, rows, columns); the first frame has a latent of its own."""
+        return self.vae.grid
+
+    def encode(self, video: Video) -> Float[np.ndarray, "f h w c"]:
+        """Normalised latents of a video, cropped to the grid: 1 + k*time frames from the start, sides about the centre.
+
+        Raises InputError when a side is shorter than one latent.
+        """
+        time, side, _ = self.grid
+        f, h, w = video.frames.shape[:3]
+        if min(h, w) < side:
+            raise InputError(f"a video of {w}x{h} is too small to encode: each side needs {side} pixels or more")
+        f, top, left = f - (f - 1) % time, h % side // 2, w % side // 2
+        x = video.frames[:f, top : top + h // side * side, left : left + w // side * side]
+        latents = 1 + (f - 1) // time
+        starts = range(1, f, CHUNK * time)
+        # The last chunk is filled up by repeating: causal layers never see it, and one length compiles once.
+        chunks = [x[:1], *(_filled(x[i : i + CHUNK * time], CHUNK * time) for i in starts)]
+        z = stream_encode(self.vae, self.params["vae"], (jnp.asarray(c[None], jnp.float32) / 127.5 - 1 for c in chunks))
+        return np.concatenate([np.asarray(part[0], np.float32) for part in z])[:latents]
+
+    def decode(self, z: Float[np.ndarray, "f h w c"], fps: float = 8.0) -> Video:
+        """The video of normalised latents, in memory that grows only by the pixels themselves."""
+        chunks = -(-(len(z) - 1) // CHUNK)
+        filled = jnp.asarray(_filled(z, 1 + chunks * CHUNK))[None]
+        parts = stream_decode(self.vae, self.params["vae"], filled, CHUNK)
+        pixels = [np.round(np.clip(np.asarray(part[0]) * 127.5 + 127.5, 0, 255)).astype(np.uint8) for part in parts]
+        return Video(np.concatenate(pixels)[: 1 + (len(z) - 1) * self.grid[0]], fps)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        size: tuple[int, int] | Sequence[tuple[int, int]] = (64, 64),
+        frames: int | Sequence[int] | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        negative: str = "",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Video | list[Video]:
+        """Paints a prompt, or a list of them packed together, at exactly the size (width, height) and length asked for.
+
+        Length is in `frames` or in `seconds`; 17 frames when neither is given, and 1 is an image. `size` and `frames`
+        may be lists, one entry for each prompt. `steps` and `guidance` are the model's own when not given. The same
+        seed gives the same bytes; the n-th of several prompts has the n-th noise of that seed. `progress(done, of)` is
+        called as the steps go by.
+        Raises InputError for a size, length or prompt that cannot be painted.
+        """
+        if self.tokenizer is None or "dit" not in self.params:
+            raise InputError("this model holds only a VAE, which cannot paint a prompt: export a DiT's workdir")
+        sample = self.config["sample"]
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        sizes = [size] * len(prompts) if np.ndim(size) == 1 else list(size)
+        lengths = [_length(frames, seconds, sample["fps"])] * len(prompts) if np.ndim(frames) == 0 else list(frames)
+        if not len(prompts) == len(sizes) == len(lengths):
+            raise InputError(f"{len(prompts)} prompts, {len(sizes)} sizes and {len(lengths)} lengths do not match")
+        canvases = [
+            canvas.blank(self._latents(w, h, f), self.vae.channels) for (w, h), f in zip(sizes, lengths, strict=True)
+        ]
+        painted = sampler.paint(
+            self,
+            canvases,
+            prompts,
+            seed=seed,
+            steps=sample["steps"] if steps is None else steps,
+            guidance=sample["guidance"] if guidance is None else guidance,
+            solver=sample["solver"],
+            negative=negative,
+            progress=progress,
+        )
+        videos = [
+            Video(self.decode(z).frames[:f, :h, :w], sample["fps"])
+            for z, (w, h), f in zip(painted, sizes, lengths, strict=True)
+        ]
+        return videos[0] if isinstance(prompt, str) else videos
+
+    def _latents(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
+        """The least latent grid that covers a clip."""
+        for what, value in (("width", width), ("height", height), ("number of frames", frames)):
+            if int(value) != value or value < 1:
+                raise InputError(f"a {what} of {value} cannot be painted: give a whole number of at least 1")
+        time, side, _ = self.grid
+        return 1 + -(-(frames - 1) // time), -(-height // side), -(-width // side)
+
+    def save(self, folder: str | os.PathLike, dtype: str = "float32") -> None:
+        """Writes the model folder, whole or not at all; a model that was there is replaced, other files in it stay.
+
+        `dtype` of the stored parameters: float32, or bfloat16 for half the size. Raises InputError when the folder
+        holds something else than a model, OSError when the disk refuses.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / "model.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} holds something that is not a model: choose another place for it")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            part.chmod(0o755)  # mkdtemp keeps its folders private
+            if folder.exists():
+                shutil.copytree(
+                    folder, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.model")
+                )
+            for name, tree in self.params.items():
+                tensors = {path: np.asarray(leaf).astype(jnp.dtype(dtype)) for path, leaf in flat(tree).items()}
+                safetensors.save_file(tensors, part / f"{name}.safetensors")
+            if self.tokenizer is not None:
+                (part / "tokenizer.model").write_bytes(self.tokenizer.data)
+            config = {"format": FORMAT, **self.config}
+            (part / "model.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+                folder.rename(old / "old")
+                part.rename(folder)
+                shutil.rmtree(old)
+            else:
+                part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def find(name: str | os.PathLike) -> Path:
+    """Where a model is: the bundled one's name ("tiny"), or a path as it stands."""
+    return BUNDLED.get(os.fspath(name), Path(name))
+
+
+def load(path: str | os.PathLike = "tiny") -> Model:
+    """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in.
+
+    Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
+    """
+    folder = find(path)
+    if not (folder / "model.json").is_file():
+        raise InputError(f"{path} is not a model folder: it has no model.json")
+    try:
+        config = json.loads((folder / "model.json").read_text())
+        version = config.pop("format")
+        config["vae"]  # every model has one
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder / 'model.json'} is not a model's config") from None
+    if version != FORMAT:
+        raise InputError(f"{folder} is of format {version}, this version of sora_jax reads {FORMAT}: update sora_jax")
+    try:
+        model = Model(config, {})
+        shapes = shapes_of(model)
+    except (KeyError, TypeError) as error:  # a module without such a field, or one missing
+        raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
+    model.params = {name: _read(folder / f"{name}.safetensors", flat(tree)) for name, tree in shapes.items()}
+    if "text" in shapes:
+        model.tokenizer = Tokenizer(folder / "tokenizer.model")
+        if model.tokenizer.vocab > model.text.vocab:
+            raise InputError(
+                f"{folder / 'tokenizer.model'} has {model.tokenizer.vocab} pieces, "
+                f"the text encoder in {folder} knows only {model.text.vocab}"
+            )
+    return model
+
+
+def shapes_of(model: Model) -> dict[str, dict]:
+    """{"vae": tree, ...}: the shapes of all parameters the model's config asks for, without computing anything."""
+    key, ints, shapes = jax.random.key(0), jnp.zeros((1, 1), jnp.int32), {}
+    time, side, _ = model.grid
+    video = jnp.zeros((1, 1 + time, side, side, 3))
+    shapes["vae"] = jax.eval_shape(lambda: model.vae.init(key, video))["params"]
+    if "dit" in model.config:
+        shapes["text"] = jax.eval_shape(lambda: model.text.init(key, ints, ints))["params"]
+        x = jnp.zeros((1, 1, int(np.prod(model.dit.patch)) * model.dit.channels))
+        pos, t, ctx = jnp.zeros((1, 1, 3), jnp.int32), jnp.zeros((1, 1)), jnp.zeros((1, 1, model.text.width))
+        shapes["dit"] = jax.eval_shape(lambda: model.dit.init(key, x, pos, ints, t, ints, ctx, ints))["params"]
+    return shapes
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, Array]:
+    """{"a": {"b": x}} -> {"a/b": x}."""
+    leaves = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
+    return leaves
+
+
+def unflat(leaves: dict[str, Array]) -> dict:
+    """The inverse of `flat`."""
+    tree: dict = {}
+    for path, value in leaves.items():
+        *rooms, name = path.split("/")
+        at = tree
+        for room in rooms:
+            at = at.setdefault(room, {})
+        at[name] = value
+    return tree
+
+
+def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "float32") -> Model:
+    """Writes the averaged weights of a training workdir's newest checkpoint as a model folder, and returns the Model.
+
+    A VAE's workdir gives a folder with the VAE alone, its latents' mean and standard deviation measured on the clips it
+    was trained on; a DiT's takes VAE and tokenizer from where its config says they are. Raises InputError when the
+    workdir has no checkpoint or one that its config does not fit.
+    """
+    from sora_jax.train import checkpoint  # training's packages, which sampling does without
+
+    workdir = Path(workdir)
+    if not (workdir / "config.json").is_file():
+        raise InputError(f"{workdir} is not a training workdir: it has no config.json")
+    config = json.loads((workdir / "config.json").read_text())
+    if config["task"] == "vae":
+        model = Model({"vae": config["vae"]}, {})
+        trained = {"vae": shapes_of(model)["vae"]}
+    else:
+        base = load(config["vae_model"])
+        settings = {name: config[name] for name in ("text", "dit", "flow", "sample")}
+        model = Model(
+            {"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]}, Tokenizer(find(config["tokenizer"]))
+        )
+        trained = {name: tree for name, tree in shapes_of(model).items() if name != "vae"}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trained)
+    restored = checkpoint.restore(workdir / "checkpoints", {"ema": abstract})
+    if restored is None:
+        raise InputError(f"{workdir} has no checkpoint yet: train it for longer")
+    model.params |= restored[0]["ema"]
+    if config["task"] == "vae":
+        model.params["vae"] |= latent_statistics(model, config)
+    model.save(out, dtype)
+    return model
+
+
+def latent_statistics(model: Model, config: dict, batches: int = 24) -> dict[str, Array]:
+    """{"latent_mean", "latent_std"} [c] of the VAE's posterior means over batches of the clips it is trained on."""
+    from ml_collections import ConfigDict
+
+    from sora_jax.data import pipeline
+
+    moments = jax.jit(lambda params, video: model.vae.apply({"params": params}, video, method="moments")[0])
+    count, total, square = 0, 0.0, 0.0
+    for _, (batch, _) in zip(
+        range(batches), pipeline.clips(ConfigDict(config["data"]), seed=config["seed"], cursor=None)
+    ):
+        mean = np.asarray(
+            moments(model.params["vae"], jnp.asarray(batch["video"], jnp.float32) / 127.5 - 1), np.float64
+        )
+        count += mean[..., 0].size
+        total, square = total + mean.sum((0, 1, 2, 3)), square + (mean**2).sum((0, 1, 2, 3))
+    center = total / count
+    spread = np.sqrt(np.maximum(square / count - center**2, 1e-12))
+    return {"latent_mean": jnp.asarray(center, jnp.float32), "latent_std": jnp.asarray(spread, jnp.float32)}
+
+
+def _read(path: Path, shapes: dict) -> dict:
+    """The tree of parameters in a safetensors file, which must hold exactly the tensors of `shapes`."""
+    try:
+        tensors = safetensors.load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} has no {path.name}, which its model.json asks for") from None
+    except SafetensorError:
+        raise InputError(f"{path} is damaged or cut short: copy it again") from None
+    for name in sorted(tensors.keys() ^ shapes.keys()):
+        what = "has a tensor that the model has no place for" if name in tensors else "lacks a tensor of the model"
+        raise InputError(f"{path} {what}: {name}")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name].shape:
+            raise InputError(f"{path}: {name} is {list(tensor.shape)}, the model needs {list(shapes[name].shape)}")
+    return unflat({name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()})
+
+
+def _length(frames: int | None, seconds: float | None, fps: float) -> int:
+    if frames is not None and seconds is not None:
+        raise InputError("give the length in frames or in seconds, not in both")
+    if seconds is None:
+        return 17 if frames is None else frames
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"{seconds} seconds cannot be painted: give more than 0")
+    return max(1, round(seconds * fps))
+
+
+def _hashable(fields: dict) -> dict:
+    """JSON has lists where a module's fields, which are part of what is compiled, must be tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _filled(x: np.ndarray, length: int) -> np.ndarray:
+    """x, its last frame repeated up to a length."""
+    return np.concatenate([x, np.repeat(x[-1:], length - len(x), 0)])
