@@ -34,6 +34,8 @@ GREYS = {  # low saturation, so that nothing in a background can be taken for an
     "dark brown": (84, 70, 62),
     "black": (28, 28, 33),
 }
+LIGHT = ("white", "light grey", "cream", "pale blue", "pale green", "beige")
+DARK = ("dark grey", "slate", "dark brown", "black")
 # Half width, extent above and extent below the centre, radius of the enclosing circle; in units of the diameter.
 SHAPES = {
     "circle": (0.50, 0.50, 0.50, 0.50),
@@ -46,7 +48,7 @@ SHADE = 0.58  # the darker tone of textures: the same hue, 58% of the light
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray, d) -> np.ndarray:
-    """Signed distance in pixels to a shape of diameter `d` at the origin, negative inside; convex corners stay sharp."""
+    """Signed distance in pixels to a shape of diameter `d` at the origin, negative inside; convex corners are sharp."""
     if shape == "circle":
         return np.hypot(x, y) - 0.5 * d
     if shape == "square":
@@ -80,7 +82,9 @@ def texture(kind: str, x: np.ndarray, y: np.ndarray, d) -> np.ndarray:
     raise ValueError(kind)
 
 
-def backdrop(kind: str, a, b, phase: float, x: np.ndarray, y: np.ndarray, w: int, h: int) -> Float[np.ndarray, "f h w 3"]:
+def backdrop(
+    kind: str, a, b, phase: float, x: np.ndarray, y: np.ndarray, w: int, h: int
+) -> Float[np.ndarray, "f h w 3"]:
     """The background at world points x [f w], y [f h] of a w x h frame: 0 is tone `a`, 1 is tone `b`."""
     side, x, y = min(w, h), x[:, None, :], y[:, :, None]
     if kind == "plain":
@@ -128,9 +132,7 @@ def render(scene) -> UInt8[np.ndarray, "f h w 3"]:
     f, h, w = scene.frames, scene.height, scene.width
     shot = np.asarray(scene.shot)  # f (x y zoom)
     views = shot if scene.camera != "still" else shot[:1]
-    x, y = (
-        (np.arange(n) + 0.5 - n / 2) / views[:, 2:] + n / 2 + views[:, i : i + 1] for i, n in ((0, w), (1, h))
-    )
+    x, y = ((np.arange(n) + 0.5 - n / 2) / views[:, 2:] + n / 2 + views[:, i : i + 1] for i, n in ((0, w), (1, h)))
     ground = scene.background
     video = backdrop(ground.kind, GREYS[ground.color], GREYS[ground.other], ground.phase, x, y, w, h)
     video = np.broadcast_to((video + 0.5).astype(np.uint8), (f, h, w, 3)).copy()
@@ -140,7 +142,10 @@ def render(scene) -> UInt8[np.ndarray, "f h w 3"]:
     if hidden:
         u = (np.arange(w) + 0.5 - scene.pillar_x) / (scene.pillar_width / 2)  # -1 .. 1 across it, lit from the left
         alpha = np.clip(0.5 + (1 - np.abs(u)) * scene.pillar_width / 2, 0, 1)[:, None]
-        tone = np.float32(GREYS[scene.pillar_color]) * (1 - 0.15 * np.clip(u, -1, 1))[:, None]
+        tone = (
+            np.float32(GREYS["slate" if ground.color in LIGHT else "light grey"])
+            * (1 - 0.15 * np.clip(u, -1, 1))[:, None]
+        )
         band = np.flatnonzero(alpha[:, 0])
         band = slice(band[0], band[-1] + 1)
         under = video[:, :, band].astype(np.float32)

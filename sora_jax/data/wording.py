@@ -24,6 +24,12 @@ SURFACES = {
     "dotted": ("dotted", "with dark dots"),
     "two-tone": ("two-tone", "with a dark lower half"),
 }
+CONVERSE = {
+    "to its right": "to the left of",
+    "to its left": "to the right of",
+    "below it": "above",
+    "above it": "below",
+}
 PANS = ("the camera pans {way}", "the camera moves {way}", "the view slides {way}")
 ZOOMS = ("the camera zooms {way}", "the view zooms {way}")
 STILL_CAMERA = ("the camera is still", "the camera stays still", "static camera", "a fixed view")
@@ -79,7 +85,9 @@ def _together(rng, scene, a: str, b: str, detail: float) -> str:
     if scene.event == "orbit":
         way = f" {scene.things[1].way}" if rng.random() < detail else ""
         return f"{b} {_one(rng, ('circles around', 'orbits', 'goes around'))} {a}{way}"
-    return f"{a} and {b} " + _one(rng, ("collide and bounce apart", "bump into each other", "collide", "meet and bounce back"))
+    return f"{a} and {b} " + _one(
+        rng, ("collide and bounce apart", "bump into each other", "collide", "meet and bounce back")
+    )
 
 
 def _ground(scene) -> str:
@@ -127,15 +135,16 @@ def _short(rng, scene) -> str:
     names = [_name(rng, thing, detail) for thing in scene.things]
     if scene.frames == 1:
         if len(names) == 2 and rng.random() < 0.5:
-            relation = {"to its right": "to the left of", "to its left": "to the right of", "below it": "above", "above it": "below"}
-            text = f"{names[0]} {relation[_relation(*scene.things)]} {names[1]}"
+            text = f"{names[0]} {CONVERSE[_relation(*scene.things)]} {names[1]}"
         else:
             text = _listed(names)
         return text + (f" on {_ground(scene)}" if scene.background.kind == "plain" and rng.random() < 0.4 else "")
     if scene.camera != "still":
         return f"{_listed(names)}, {_camera(rng, scene)}"
     clauses = [_together(rng, scene, *names[:2], 0.3)] if scene.event else []
-    clauses += [f"{name} {_move(rng, thing, 0.3)}" for name, thing in list(zip(names, scene.things))[2 * bool(scene.event) :]]
+    clauses += [
+        f"{name} {_move(rng, thing, 0.3)}" for name, thing in list(zip(names, scene.things))[2 * bool(scene.event) :]
+    ]
     return _listed(clauses)
 
 
@@ -144,7 +153,9 @@ def _long(rng, scene) -> str:
     names = [_name(rng, thing, detail) for thing in things]
     clauses = []
     if scene.event == "collide":
-        clauses.append(f"{names[0]} on the left and {names[1]} on the right move towards each other, collide and bounce apart")
+        clauses.append(
+            f"{names[0]} on the left and {names[1]} on the right move towards each other, collide and bounce apart"
+        )
     elif scene.event == "orbit":
         clauses.append(f"{names[0]} stays still {_place(scene, things[0])}")
         clauses.append(_together(rng, scene, "it", names[1], detail))
