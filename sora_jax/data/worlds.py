@@ -86,7 +86,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """`kind` is one of KINDS; `color` and `other` name two tones of GREYS, the upper and the lower where that matters."""
+    """`kind` is one of KINDS; `color` and `other` name two tones of GREYS: the upper, the lower."""
 
     kind: str
     color: str
@@ -304,7 +304,7 @@ def _background(rng, kind: str) -> Background:
 def clips(seeds: Iterable[int], threads: int | None = None, **fixed):
     """A tf.data.Dataset of {video uint8 [f h w 3], short, long} in the order of the seeds, rendered by `threads`.
 
-    `threads` None: as many as tf.data finds good. `fixed` goes to `sample`; sizes differ from clip to clip unless fixed.
+    `threads` None: as tf.data finds best. `fixed` goes to `sample`; sizes differ from clip to clip unless fixed.
     """
     import tensorflow as tf
 
