@@ -9,6 +9,7 @@ from PIL import Image
 from sora_jax.data import packing
 from sora_jax.data.packing import Clip, Packer, collate, grid_of, patchify, positions, unpatchify
 from sora_jax.errors import InputError
+from tests.benchmarks import bench_packing
 
 PATCH = (1, 2, 2)
 
@@ -126,6 +127,14 @@ def test_hosts_that_do_not_speak_take_rows_of_like_cost():
         costs.append([np.mean([packing.cost((mine[i][0] for i in row), 128, 0.1) for row in step]) for step in steps])
     costs = np.array([c[: min(map(len, costs))] for c in costs])
     assert (costs.mean(0) / costs.max(0)).mean() > 0.93
+
+
+def test_the_bars_at_scale():
+    """What bench_packing.py prints for 200,000 clips, on a fifth of them."""
+    lengths = bench_packing.draw_lengths(40_000)
+    rows, _ = bench_packing.packed(lengths, hosts=1, open_rows=32, lookahead=512)
+    report = packing.report(rows, bench_packing.ROW, bench_packing.RANKS)
+    assert report["padding"] <= 0.005 and report["balance"] >= 0.95
 
 
 @pytest.fixture(scope="module")
