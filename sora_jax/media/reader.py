@@ -23,7 +23,10 @@ Frame = UInt8[np.ndarray, "h w 3"]
 
 
 class Shot(NamedTuple):
-    """One stored picture: on screen from `start` for `seconds`; called, `picture` turns it into pixels."""
+    """One stored picture: on screen from `start` for `seconds`; called, `picture` turns it into pixels.
+
+    Only the last one's `seconds` matter; a video's are at least one average frame, as many files do not know them.
+    """
 
     start: float
     seconds: float
@@ -106,15 +109,15 @@ def spans(source: Path | bytes, clip: Clip, name: str) -> list[tuple[float, floa
             stream = _picture_stream(container, name)
             frame = 1 / _rate(stream)
             return [
-                (float(packet.pts * stream.time_base), float((packet.duration or 0) * stream.time_base) or frame)
+                (float(packet.pts * stream.time_base), max(float((packet.duration or 0) * stream.time_base), frame))
                 for packet in container.demux(stream)
                 if packet.pts is not None and packet.size and not packet.is_discard
             ]
 
 
 def frames_in(seconds: float, fps: float) -> int:
-    """How many frames `resample` makes of so many seconds."""
-    return max(1, math.floor(seconds * fps + 0.5))
+    """How many moments k / fps lie before the end, which may be a tenth of a frame off (times are rounded)."""
+    return max(1, math.ceil(seconds * fps - 0.1))
 
 
 def resample(clip: Clip, fps: float, name: str) -> Iterator[Frame]:
@@ -133,7 +136,7 @@ def resample(clip: Clip, fps: float, name: str) -> Iterator[Frame]:
                 size, count = shown.shape, count + 1
             held, end = cache(picture), max(end, now + seconds)
         if held is None:
-            raise InputError(f"{name} cannot be read: not one frame of it can be decoded")
+            raise InputError(f"{name} cannot be read, it is damaged or cut short: not one frame of it can be decoded")
         while count < frames_in(end, fps):
             yield (shown := _same_size(held(), size, name))
             size, count = shown.shape, count + 1
@@ -209,7 +212,7 @@ def _container(source: Path | bytes, name: str):
     options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
     try:
         return av.open(opened, options=options)
-    except av.error.InvalidDataError as error:
+    except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # the latter: a demuxer not listed
         raise InputError(
             f"{name} is not a video or an image that can be read (mp4, webm, mov, mkv, avi, gif, png, jpg, webp ...), "
             "or it is cut short"
@@ -240,8 +243,8 @@ def _footage(source: Path | bytes, name: str, aperture: tuple | None) -> Iterato
         to_rgb, now = _Converter(aperture), 0.0
         for frame in _decoded(container, stream):
             now = now + 1 / rate if frame.pts is None else float(frame.pts * stream.time_base)
-            seconds = float((frame.duration or 0) * stream.time_base) or 1 / rate
-            yield Shot(now, seconds, lambda frame=frame: to_rgb(frame))
+            seconds = float((frame.duration or 0) * stream.time_base)
+            yield Shot(now, max(seconds, 1 / rate), lambda frame=frame: to_rgb(frame))
 
 
 def _decoded(container, stream) -> Iterator[av.VideoFrame]:

@@ -24,7 +24,7 @@ _MOVING = {
     ".mkv": ("matroska", "libx264", "yuv420p"),
     ".avi": ("avi", "libx264", "yuv420p"),
     ".webm": ("webm", "libvpx-vp9", "yuv420p"),
-    ".webp": ("webp", "libwebp_anim", "yuv420p"),
+    ".webp": ("webp", "libwebp_anim", "bgra"),
     ".gif": ("gif", "gif", "pal8"),
     ".png": ("apng", "apng", "rgb24"),
 }
@@ -113,11 +113,10 @@ class Writer:
         self._stream = self._container.add_stream(self._codec, rate=self._rate, options=options)
         self._stream.width, self._stream.height = self._stored
         self._stream.pix_fmt = self._pixels
-        matrix = "bt601" if self._codec == "libwebp_anim" else "bt709"  # WebP is BT.601 by definition
-        if self._pixels.startswith("yuv") and matrix == "bt709":
+        if self._pixels.startswith("yuv"):
             for tag in ("color_primaries", "color_trc", "colorspace", "color_range"):
                 setattr(self._stream.codec_context, tag, 1)  # BT.709 in the first three, limited range in the last
-        self._graph = _from_rgb(*self._stored, self._rate, self._pixels, matrix)
+        self._graph = _from_rgb(*self._stored, self._rate, self._pixels)
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(picture):
@@ -157,7 +156,7 @@ def _replacing(path: Path) -> Iterator[Path]:
                 leftover.unlink()
 
 
-def _from_rgb(width: int, height: int, rate: Fraction, pixels: str, matrix: str) -> av.filter.Graph:
+def _from_rgb(width: int, height: int, rate: Fraction, pixels: str) -> av.filter.Graph:
     graph = av.filter.Graph()
     size = f"video_size={width}x{height}:pix_fmt=rgb24:time_base={1 / rate}:pixel_aspect=1/1"
     source, sink = graph.add("buffer", size), graph.add("buffersink")
@@ -169,10 +168,10 @@ def _from_rgb(width: int, height: int, rate: Fraction, pixels: str, matrix: str)
         split.link_to(palette, 1, 0)
         palette.link_to(use, 0, 1)
         use.link_to(sink)
-    elif pixels == "rgb24":
+    elif not pixels.startswith("yuv"):  # RGB in another order: the encoder sees to it
         source.link_to(sink)
     else:
-        scale = graph.add("scale", f"flags=area+{EXACT}:out_color_matrix={matrix}:out_range=tv")
+        scale = graph.add("scale", f"flags=area+{EXACT}:out_color_matrix=bt709:out_range=tv")
         stored = graph.add("format", f"pix_fmts={pixels}")
         source.link_to(scale)
         scale.link_to(stored)
