@@ -1,13 +1,17 @@
-"""The laws of training, on a real task small enough to run in a second. Run as a program, this file trains it:
+"""The laws of training, on a real task small enough for a process to train it in seconds.
 
-python tests/test_train.py WORKDIR [key=value ...]
+Runs that are killed are processes of their own, forked from a server that has done the slow imports: they start in a
+second, and kill -9 is kill -9.
 """
 
+import contextlib
+import functools
 import json
+import math
+import multiprocessing
 import os
+import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,41 +21,42 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 
 from sora_jax.errors import InputError
 from sora_jax.train import checkpoint, loop, optimizer
 
+SAVE_EVERY = 4
+STEPS = 30
 
-def get_config() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        dict(
-            task="mlp",
-            seed=0,
-            steps=12,
-            ema=0.9,
-            save_every=4,
-            keep=2,
-            log_every=2,
-            eval_every=6,
-            picture_every=6,
-            opt=dict(
-                name="adamw",
-                lr=1e-2,
-                adam_lr=1e-2,
-                weight_decay=0.1,
-                b1=0.9,
-                b2=0.99,
-                warmup=3,
-                schedule="cosine",
-                clip=1.0,
-                accumulate=1,
-            ),
-            dit=dict(width=32),
-            pause=0.0,  # seconds that each batch takes to make
-            poison=-1,  # the index of a batch that is all NaN
-        )
-    )
+
+def get_config(**changes) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "regression"
+    config.seed = 0
+    config.steps = STEPS
+    config.ema = 0.9
+    config.save_every = SAVE_EVERY
+    config.keep = 2
+    config.log_every = 2
+    config.eval_every = 10
+    config.picture_every = 10
+    config.opt = ml_collections.ConfigDict()
+    config.opt.name = "muon"
+    config.opt.lr = 1e-2
+    config.opt.adam_lr = 1e-2
+    config.opt.weight_decay = 0.1
+    config.opt.b1 = 0.9
+    config.opt.b2 = 0.99
+    config.opt.warmup = 3
+    config.opt.schedule = "cosine"
+    config.opt.clip = 1.0
+    config.opt.accumulate = 1
+    config.dit = ml_collections.ConfigDict({"width": 32})
+    config.data = ml_collections.ConfigDict({"pause": 0.0, "poison": (), "noise": 0.1})
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return config
 
 
 class MLP(nn.Module):
@@ -65,7 +70,10 @@ class MLP(nn.Module):
 
 
 class Regression(NamedTuple):
-    """Learn a fixed linear map of 8 numbers, with noise on the input from the step's key."""
+    """Learn a fixed linear map of 8 numbers, with noise from the step's key, in batches of two shapes in turn.
+
+    data.pause: seconds that a batch takes to make; data.poison: the indices of batches that are all NaN.
+    """
 
     config: ml_collections.ConfigDict
 
@@ -73,31 +81,26 @@ class Regression(NamedTuple):
         return MLP(self.config.dit.width).init(key, jnp.zeros((1, 8)))["params"]
 
     def loss(self, params, batch, key):
-        # noise is the same for each row, so that micro-batches and devices do not change what a row sees
-        x = batch["x"] + 0.1 * jax.random.normal(jax.random.wrap_key_data(self.key(key)), (8,))
+        x = batch["x"] + self.config.data.noise * jax.random.normal(key, (8,))
         error = (MLP(self.config.dit.width).apply({"params": params}, x)[:, 0] - batch["y"]) ** 2
-        return error.mean(), {"worst": error.max(), "never": jnp.float32(jnp.nan)}
-
-    def key(self, key):
-        return jax.random.key_data(jax.random.key(7) if self.config.opt.accumulate > 1 else key)
+        return error.mean(), {"bias": params["head"]["bias"][0], "never": jnp.float32(jnp.nan)}
 
     def batches(self, cursor):
         index = cursor["index"] if cursor else 0
         while True:
-            rng = np.random.default_rng([3, index])
-            x = rng.normal(size=(16 if index % 2 else 8, 8)).astype(np.float32)  # two shapes in turn
+            x = np.random.default_rng([3, index]).normal(size=(16 + 16 * (index % 2), 8)).astype(np.float32)
             y = x @ np.linspace(-1, 1, 8, dtype=np.float32)
-            time.sleep(self.config.pause)
-            yield (
-                {"x": x * np.float32(np.nan if index == self.config.poison else 1), "y": y},
-                {"index": (index := index + 1)},
-            )
+            if index in self.config.data.poison:
+                x = x * np.float32(np.nan)
+            index += 1
+            time.sleep(self.config.data.pause)
+            yield {"x": x, "y": y}, {"index": index, "remainder": [index % 3, "row"]}
 
     def evaluate(self, params, key):
         return {"bias": float(params["head"]["bias"][0] + jax.random.uniform(key))}
 
     def pictures(self, params, folder, step):
-        (folder / f"{step:06d}.txt").write_text(str(params["head"]["bias"]))
+        (folder / f"{step:07d}.txt").write_text(str(params["head"]["bias"]))
 
     def flops(self, batch):
         return 6.0 * len(batch["x"]) * (8 + self.config.dit.width + 1) * self.config.dit.width
@@ -106,16 +109,314 @@ class Regression(NamedTuple):
         return len(batch["x"])
 
 
-def main(workdir: str, *settings: str) -> int:
+def train(workdir, **changes) -> dict:
+    config = get_config(**changes)
+    return loop.run(Regression(config), config, workdir)
+
+
+def program(workdir: Path, changes: dict, devices: int) -> None:
+    """A training run as a process: what it prints goes to workdir.out and workdir.err, as a shell would have it."""
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(workdir.with_suffix(f".{name}"), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(file, number)
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"  # JAX has not started yet here
+    train(workdir, **changes)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start a run in a process; returns the process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tensorflow", "sora_jax.train.loop", "tests.test_train"])
+    running = []
+
+    def start(workdir: Path, devices: int = 8, **changes):
+        running.append(context.Process(target=program, args=(workdir, changes, devices)))
+        running[-1].start()
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(workdir, summary) of a run that nothing has disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, train(workdir)
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_until(condition, process, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive() and time.monotonic() < end, "the run ended, or hung, before what was waited for"
+        time.sleep(0.002)
+
+
+# The law of resuming
+
+
+def test_it_learns_and_keeps_a_record(whole, capsys):
+    workdir, summary = whole
+    assert summary["step"] == STEPS and summary["skipped"] == 0 and len(summary["digest"]) == 64
+    record = [line for line in lines(workdir) if "loss" in line]
+    assert [line["step"] for line in record] == list(range(2, STEPS + 1, 2))
+    assert record[-1]["loss"] < 0.3 * record[0]["loss"]
+    assert record[0]["never"] is None  # a metric that is NaN everywhere is null, not invalid JSON
+    assert all(line["tokens_per_second"] > 0 and line["flops_per_second"] > 0 for line in record)
+    assert [line["step"] for line in lines(workdir) if "eval/bias" in line] == [10, 20, 30]
+    assert sorted(path.name for path in (workdir / "samples").iterdir()) == [f"{s:07d}.txt" for s in (10, 20, 30)]
+    assert checkpoint.steps(workdir / "checkpoints") == [28, 30]  # keep = 2
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_a_finished_run_says_the_same_again(whole, capsys):
+    workdir, summary = whole
+    assert train(workdir) == summary
+    assert json.loads(capsys.readouterr().out) == summary  # one line of JSON is all of stdout
+
+
+def test_numbers_do_not_depend_on_what_is_saved_logged_or_painted(whole, tmp_path):
+    changes = {"save_every": 0, "log_every": 7, "eval_every": 3, "picture_every": 0, "keep": 1}
+    assert train(tmp_path, **changes)["digest"] == whole[1]["digest"]
+
+
+@pytest.mark.parametrize("moment", ["saving", "saved"])
+def test_killed_and_resumed_is_never_killed(whole, start, tmp_path, moment):
+    """kill -9 in the middle of writing a checkpoint, and just after one; then the run goes on to the same bits."""
+    workdir = tmp_path / "run"
+    process = start(workdir, data__pause=0.05)
+    folder = workdir / "checkpoints"
+    if moment == "saving":
+        wait_until(lambda: list(folder.glob("8.*tmp*")), process)
+    else:
+        wait_until(lambda: (folder / "8").is_dir(), process)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert max(checkpoint.steps(folder)) == (4 if moment == "saving" else 8)
+    assert train(workdir) == whole[1]
+    assert not list(folder.glob("*tmp*"))  # what the kill left is swept away
+    steps = [line["step"] for line in lines(workdir) if "loss" in line]
+    assert steps == list(range(2, STEPS + 1, 2))  # every line once
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(whole, start, tmp_path):
+    """Killed ten times, wherever it was: importing, compiling, stepping, saving, deleting an old checkpoint."""
+    workdir, rng = tmp_path / "run", np.random.default_rng(0)
+    for _ in range(10):
+        process = start(workdir, data__pause=0.02, save_every=1)
+        time.sleep(rng.uniform(0.5, 6.0))
+        process.kill()
+        process.join()
+    assert train(workdir)["digest"] == whole[1]["digest"]
+
+
+def test_sigterm_saves_says_where_it_stopped_and_exits_0(whole, start, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, data__pause=0.05, save_every=0)
+    wait_until(lambda: (workdir / "metrics.jsonl").exists() and len(lines(workdir)) > 2, process)
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0
+    summary = json.loads(workdir.with_suffix(".out").read_text())
+    assert 4 <= summary["step"] < STEPS
+    state, cursor = checkpoint.restore(workdir / "checkpoints")
+    assert checkpoint.steps(workdir / "checkpoints") == [summary["step"]]
+    assert cursor["index"] == summary["step"] and float(state["loss"]) == summary["loss"]
+    assert train(workdir) == whole[1]
+
+
+def test_one_device_is_eight(whole, start, tmp_path):
+    """The same weights, to float rounding; and a checkpoint of one mesh goes on on another."""
+    workdir = tmp_path / "run"
+    process = start(workdir, devices=1, data__pause=0.05)
+    wait_until(lambda: (workdir / "checkpoints" / "8").is_dir(), process)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0 and train(workdir)["step"] == STEPS
+    for name in ("params", "ema"):
+        one, eight = (checkpoint.restore(w / "checkpoints", {name: None})[0] for w in (workdir, whole[0]))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), one, eight)
+
+
+# What a step does
+
+
+@functools.cache
+def prepared():
     config = get_config()
-    config.update_from_flattened_dict({k: json.loads(v) for k, v in (s.split("=") for s in settings)})
+    return loop.prepare(Regression(config), config)
+
+
+def state_after(n: int, **changes) -> tuple[dict, list[dict]]:
+    """State and metrics after n steps of the loop's own step function."""
+    update, _, fresh, spread = prepared()
+    state, metrics = fresh(), []
+    for _, (batch, _) in zip(range(n), Regression(get_config(**changes)).batches(None)):
+        state, numbers = update(state, spread(batch))
+        metrics.append(jax.device_get(numbers))
+    return jax.device_get(state), metrics
+
+
+def test_first_step_is_frozen():
+    """Any change of these numbers changes every run in the world."""
+    _, metrics = state_after(1)
+    frozen = {"loss": 0.0, "grad_norm": 0.0}
+    for name, value in frozen.items():
+        assert metrics[0][name] == pytest.approx(value, rel=1e-4), (
+            f"the first step's {name} is {metrics[0][name]:.6f} and was {value}: initialisation, the step's random key, "
+            "the loss or clipping has changed. If that was meant, write the new number here and say so in CHANGELOG.md; "
+            "if not, find what changed before any checkpoint is resumed with it."
+        )
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace():
+    poisoned, metrics = state_after(2, data__poison=(1,))
+    clean, _ = state_after(1)
+    assert math.isnan(metrics[1]["loss"]) and poisoned["skipped"] == 1 and poisoned["step"] == 2
+    for part in ("params", "ema", "opt"):
+        jax.tree.map(np.testing.assert_array_equal, poisoned[part], clean[part])
+
+
+def test_a_skipped_step_is_counted_and_training_goes_on(tmp_path, capsys):
+    summary = train(tmp_path, data__poison=(3, 7), steps=8)
+    assert summary["skipped"] == 2 and summary["loss"] is None  # of the last step; JSON has no NaN
+    record = [line for line in lines(tmp_path) if "loss" in line]
+    assert [line["skipped"] for line in record] == [0, 1, 1, 2]
+    assert all(math.isfinite(line["loss"]) for line in record)  # the mean of what was finite
+    assert record[2]["loss"] != record[1]["loss"]
+
+
+def test_accumulating_is_a_big_batch():
+    """Loss and gradients of k micro-batches are those of one batch."""
+    config = get_config(data__noise=0.0)
+    task = Regression(config)
+    rows = jax.sharding.NamedSharding(jax.make_mesh((1,), ("data",)), jax.sharding.PartitionSpec("data"))
+    params, (batch, _) = task.init(jax.random.key(0)), next(task.batches(None))
+
+    def parts(k):
+        return jax.jit(lambda p, b: loop.accumulated(task.loss, p, b, jax.random.key(1), k, rows))(params, batch)
+
+    (loss, metrics, grads) = parts(1)
+    for k in (2, 16):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts(k), (loss, metrics, grads))
+    config.opt.accumulate = 3
+    with pytest.raises(InputError, match=r"16 rows cannot be cut into config.opt.accumulate = 3 parts"):
+        loop.prepare(task, config)[3](batch)
+
+
+def test_ema_is_its_formula():
+    before, _ = state_after(1)
+    after, _ = state_after(2)
+    decay = min(0.9, (1 + 1) / (10 + 1))
+    want = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, before["ema"], after["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after["ema"], want)
+    late = loop.averaged({"w": jnp.zeros(3)}, {"w": jnp.ones(3)}, 0.9, jnp.int32(10_000))
+    np.testing.assert_allclose(late["w"], 0.1, atol=1e-6)
+
+
+# Optimizers
+
+
+def test_muon_takes_hidden_matrices_layer_by_layer():
+    shapes = {
+        "blocks": {"self": {"q": {"kernel": (3, 8, 8), "bias": (3, 8)}}, "modulation": (3, 6, 8)},
+        "conv": {"kernel": (3, 3, 3, 4, 8), "time_kernel": (3, 1, 1, 4, 8)},
+        "dense": {"kernel": (8, 16)},
+        "patch_in": {"kernel": (8, 8)},
+        "time_projection": {"kernel": (8, 48)},
+        "head": {"kernel": (8, 8)},
+        "embed": (100, 8),
+        "norm": {"scale": (8,)},
+    }
+    params = jax.tree.map(lambda s: jnp.zeros(s), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    axes = optimizer.matrices(params)
+    muon = optax.contrib.MuonDimensionNumbers
+    assert axes["blocks"]["self"]["q"] == {"kernel": muon((1,), (2,)), "bias": None}
+    assert axes["conv"] == {"kernel": muon((0, 1, 2, 3), (4,)), "time_kernel": muon((0, 1, 2, 3), (4,))}
+    assert axes["dense"]["kernel"] == muon((0,), (1,))
+    rest = [axes["blocks"]["modulation"], axes["patch_in"], axes["time_projection"], axes["head"], axes["norm"]]
+    assert not jax.tree.leaves([*rest, axes["embed"]])
+
+
+def test_muon_of_a_stack_is_muon_of_each_layer_at_adams_size():
+    config = get_config(opt__warmup=0, opt__schedule="constant", opt__lr=1.0, opt__weight_decay=0.0, opt__clip=1e9)
+    tx, _ = optimizer.make(config.opt, 10)
+    grads = jax.random.normal(jax.random.key(0), (3, 16, 32))
+
+    def step(tree):
+        return tx.update(tree, tx.init(tree), tree)[0]
+
+    stack = step({"blocks": {"kernel": grads}})["blocks"]["kernel"]
+    for i in range(3):
+        alone = step({"dense": {"kernel": grads[i]}})["dense"]["kernel"]
+        np.testing.assert_allclose(stack[i], alone, atol=1e-6)
+    assert float(jnp.sqrt(jnp.mean(stack**2))) == pytest.approx(optimizer.ADAMW_RMS, rel=0.3)
+
+
+def test_schedules_warm_up_and_come_down():
+    for name, end in (("constant", 2.0), ("cosine", 0.0), ("linear", 0.0)):
+        lr = optimizer.schedule(name, 2.0, 10, 110)
+        assert [float(lr(s)) for s in (0, 5, 10)] == pytest.approx([0.0, 1.0, 2.0])
+        assert float(lr(110)) == pytest.approx(end, abs=1e-6)
+    assert float(optimizer.schedule("linear", 2.0, 10, 110)(90)) == pytest.approx(2.0)  # falls over the last fifth
+
+
+# A user's mistakes, and the machine's
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"opt__name": "adam"}, "config.opt.name is 'adam'.*did you mean 'adamw'"),
+        ({"opt__schedule": "cosin"}, "config.opt.schedule is 'cosin'.*did you mean 'cosine'"),
+        ({"keep": 0}, "config.keep is 0"),
+    ],
+)
+def test_a_bad_config_is_one_sentence(tmp_path, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train(tmp_path, **change)
+
+
+def test_another_model_in_the_workdir(whole, capsys):
+    workdir, summary = whole
+    with pytest.raises(InputError, match=r"was trained with dit.width = 32, not 64; give another --workdir"):
+        train(workdir, dit__width=64)
+    assert train(workdir, opt__lr=0.5)["digest"] == summary["digest"]  # not the model: allowed, and told
+    assert "resuming with opt.lr = 0.5 (was 0.01)" in capsys.readouterr().err
+    train(workdir)
+
+
+def test_unwritable_workdir(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write in .*give another --workdir"):
+        train(tmp_path / "file" / "run")
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int):
+    """The kernel refuses longer files with an OSError: what a full disk does, and needs no root."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        loop.run(Regression(config), config, workdir)
-    except InputError as error:
-        print(f"sora-jax: {error}", file=sys.stderr)
-        return 2
-    return 0
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+def test_a_full_disk_loses_nothing(whole, tmp_path):
+    train(tmp_path, steps=8, dit__width=64)
+    before = checkpoint.restore(tmp_path / "checkpoints")
+    with files_no_larger_than(4096), pytest.raises(InputError, match="could not save|cannot write") as caught:
+        train(tmp_path, steps=16, dit__width=64)
+    assert "\n" not in str(caught.value) and "run the same command again" in str(caught.value)
+    after = checkpoint.restore(tmp_path / "checkpoints")
+    assert checkpoint.digest(*after) == checkpoint.digest(*before)
+    assert train(tmp_path, steps=16, dit__width=64)["step"] == 16

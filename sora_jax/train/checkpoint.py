@@ -69,11 +69,11 @@ class Checkpoints:
         """Let a save under way end; where another error is already on its way, that one is told."""
         try:
             self.wait()
+            with _spoken(self):
+                self._checkpointer.close()
         except InputError:
             if error is None:
                 raise
-        finally:
-            self._checkpointer.close()
 
 
 def steps(folder: str | Path) -> list[int]:

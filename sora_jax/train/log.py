@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard, a progress bar, sentences on stderr, a plain word when it cannot write."""
+"""What a run says: metrics.jsonl, TensorBoard, a progress bar, sentences on stderr, one when it cannot write."""
 
 import json
 import math
@@ -46,7 +46,7 @@ class Log:
         self.bar.update(1)
 
     def write(self, step: int) -> None:
-        """One line for the steps since the last: means of what is finite, totals a second, the newest count of skips."""
+        """One line for the steps since the last: means of what is finite, totals a second, the count of skips."""
         metrics = jax.device_get(self.waiting)
         seconds = time.perf_counter() - self.since
         values = {"loss": math.nan}  # first in the line

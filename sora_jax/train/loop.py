@@ -119,7 +119,7 @@ def prepare(task, config):
     """(update, abstract, fresh, spread): the jitted step, the state's shapes and layout, its start, batch to devices.
 
     `update(state, batch) -> (state, metrics)` gives its state's buffers away. The mesh is one `data` axis over all
-    devices: rows of a batch are spread over it, everything else is on every device. jit with shardings is what pjit was.
+    devices: rows of a batch are spread over it, all else is on every device. jit with shardings is what pjit was.
     """
     k = config.opt.accumulate
     # Auto axes: Linen's layers do not survive the Explicit ones that make_mesh gives by default
@@ -225,7 +225,7 @@ class Stop:
 
     def ask(self, number, frame):
         self.asked = True
-        say(f"{signal.Signals(number).name}: saving at the next step")
+        os.write(2, f"\n{signal.Signals(number).name}: saving at the next step\n".encode())  # print may be under way
         self.__exit__()
 
     def __exit__(self, *error):
@@ -234,7 +234,7 @@ class Stop:
 
 
 def keep_config(config, workdir: Path, resuming: bool) -> None:
-    """Write config.json. A checkpoint of another model in the workdir is an InputError; other changes are said aloud."""
+    """Write config.json. A checkpoint of another model in the workdir is an InputError; other changes are told."""
     path, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
     if resuming and path.exists():
         before, after = flat(json.loads(path.read_text())), flat(new)

@@ -1,8 +1,8 @@
 """Optimizers by config: AdamW, or Muon for the hidden matrices with AdamW for everything else.
 
 AdamW: Loshchilov & Hutter 2019 (arXiv 1711.05101). Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled
-as in "Muon is scalable for LLM training" (arXiv 2502.16982): updates have AdamW's typical size 0.2, so that one learning
-rate suits both, whatever the shape of a matrix.
+as in "Muon is scalable for LLM training" (arXiv 2502.16982): updates have AdamW's typical size 0.2, so that one
+learning rate suits both, whatever the shape of a matrix.
 """
 
 import difflib
