@@ -1,0 +1,278 @@
+"""What training reads: shuffled, packed, the same in every run, resumed where it stopped, on any number of hosts.
+
+Every clip shown has a position: e * n + i is the i-th clip of epoch e, and which one that is follows from (seed, e, i)
+by `tf.random.experimental.index_shuffle`, a permutation that is computed and not stored. All that is random about a clip
+(its caption, its crop, its dropped patches) is drawn from (seed, position). So a cursor is made of positions alone: those
+not yet read and those that wait in the packer; what they stand for is read again when a run goes on.
+
+    latents    DiT batches: x, pos, seg, grid, txt, txt_seg (`packing.collate`)
+    clips      VAE batches: video uint8 [b f h w 3], its shape going through data.crops in turn
+    redeal     the cursors of all hosts -> those of another number of hosts
+
+Both iterators yield (batch, cursor), the cursor being the state from which the next batch comes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+
+import numpy as np
+
+from sora_jax import media
+from sora_jax.data import dataset, packing, worlds
+from sora_jax.errors import InputError
+
+THREADS = 4  # that read and render ahead
+AHEAD = 32  # clips that are ready before they are asked for
+END = 2**62  # of a range of positions that has none
+
+Ranges = list[list[int | None]]  # positions in order, as [start, stop, step]; stop None: without end
+
+
+def latents(
+    source: Sequence[dict],
+    data,
+    *,
+    tokenizer,
+    patch: Sequence[int],
+    seed: int,
+    host: int = 0,
+    hosts: int = 1,
+    cursor: dict | None = None,
+) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+    """Packed rows of the latents in `source` (dicts of z [f h w c] and caption_*), without end, each with its cursor.
+
+    data: row, text_row and segments (what a row holds), rows (of a step, over all hosts), open_rows and lookahead (see
+    `packing.Packer`; without look-ahead rows come as they fill), drop (the share of its patches that a clip leaves out),
+    captions ({name: weight}: which caption_<name> it brings), text_dropout (how often it brings none), text_tokens
+    (longer texts lose their end; the cursor counts them in "truncated"). tokenizer.encode(text) -> ids, end mark last.
+
+    Raises InputError for settings that contradict each other, a cursor of other data, and a clip larger than a row.
+    """
+    if not len(source):
+        raise InputError("the dataset of latents is empty")
+    if data.rows % hosts or data.rows < 1:
+        raise InputError(f"data.rows = {data.rows} rows cannot be dealt to {hosts} host(s): make it a multiple")
+    if not 1 <= data.text_tokens <= data.text_row:
+        raise InputError(f"data.text_tokens is {data.text_tokens}; it must be 1 to data.text_row = {data.text_row}")
+    if not 0 <= data.drop < 1 or not 0 <= data.text_dropout <= 1:
+        raise InputError(f"data.drop = {data.drop} and data.text_dropout = {data.text_dropout} must be shares of 1")
+    if not data.captions or min(data.captions.values()) < 0 or not sum(data.captions.values()):
+        raise InputError(f"data.captions is {dict(data.captions)}: give some caption a weight above 0")
+    packer = packing.Packer(data.row, data.text_row, data.segments, data.open_rows, data.lookahead)
+    if cursor is None:
+        cursor = {"clips": len(source), "read": [[host, None, hosts]], "truncated": 0, **packer.state()}
+    if cursor["clips"] != len(source):
+        raise InputError(
+            f"the checkpoint was trained on {cursor['clips']} clips, but the dataset has {len(source)}: "
+            "go on with the dataset it was trained on, or begin anew in another workdir"
+        )
+
+    def load(position: int, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(patches, size in latents, token ids, tokens cut off) of the clip at a position."""
+        record, rng = source[index], generator(seed, position)
+        txt = tokenizer.encode(caption(record, data.captions, data.text_dropout, rng))
+        cut = max(0, len(txt) - data.text_tokens)
+        if cut:
+            txt = [*txt[: data.text_tokens - 1], txt[-1]]
+        size = np.asarray(record["z"].shape[:3], np.int64)
+        x = packing.patchify(np.asarray(record["z"], np.float32), patch)
+        return x, size, np.asarray(txt, np.int64), np.asarray(cut)
+
+    def finished(position: int, x, size, txt) -> packing.Clip:
+        grid = packing.grid_of(size, patch)
+        clip = packing.Clip(x, packing.positions(grid), grid, txt)
+        return packing.dropped(clip, data.drop, generator(seed, position, 1)) if data.drop else clip
+
+    def batches() -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+        waiting = {}
+        for position in chain(*cursor["closed"], *cursor["open"]):
+            x, size, txt, _ = load(position, shuffled(position, len(source), seed))
+            waiting[position] = finished(position, x, size, txt)
+        packer.restore(cursor, lambda position: (len(waiting[position].x), len(waiting[position].txt)))
+        read, truncated = cursor["read"], cursor["truncated"]
+        loaded = ahead(read, len(source), seed, load, ("float32", "int64", "int64", "int64"))
+        taken = 0  # from `read`
+        while True:
+            while (step := packer.take(data.rows // hosts)) is None:
+                position, (x, size, txt, cut) = next(loaded)
+                clip = waiting[position] = finished(position, x, size, txt)
+                try:
+                    packer.add(position, (len(clip.x), len(clip.txt)))
+                except InputError as error:
+                    name = source[shuffled(position, len(source), seed)].get("name", "a clip")
+                    what = "x".join(map(str, size.tolist()))
+                    raise InputError(f"{name} has {what} latents (frames x height x width): its {error}") from None
+                truncated += int(cut > 0)
+                taken += 1
+            rows = [[waiting.pop(position) for position in row] for row in step]
+            now = {"clips": len(source), "read": after(read, taken), "truncated": truncated, **packer.state()}
+            yield packing.collate(rows, data.row, data.text_row, data.segments), now
+
+    return batches()
+
+
+def caption(record: dict, weights, dropout: float, rng: np.random.Generator) -> str:
+    """One of a clip's captions, or "" for the share `dropout`; a clip without the one drawn brings another it has."""
+    names = sorted(weights)
+    missing = [name for name in names if f"caption_{name}" not in record]
+    if missing:
+        has = ", ".join(key.removeprefix("caption_") for key in record if key.startswith("caption_"))
+        raise InputError(f"data.captions names {missing[0]!r}, but the clips have {has or 'no captions'}")
+    drop, which = rng.random(2)
+    if drop < dropout:
+        return ""
+    shares = np.cumsum([weights[name] for name in names]) / sum(weights.values())
+    drawn = names[min(int(np.searchsorted(shares, which, side="right")), len(names) - 1)]
+    return next((text for name in (drawn, *names) if (text := record[f"caption_{name}"])), "")
+
+
+def clips(
+    data, *, seed: int, host: int = 0, hosts: int = 1, cursor: dict | None = None
+) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+    """Batches of {"video": uint8 [b f h w 3]} without end, and the cursor {"step"} after each.
+
+    data.source: "world" (each clip a scene of its own, as large as the crop), or a folder that `sora-jax data build`
+    made, or any sequence of such records. data.crops: the (b, f, h, w) of the steps in turn, b over all hosts. A record
+    gives a random crop; one that is too small leaves its place to the next in the epoch's order that is large enough.
+
+    Raises InputError for bad crops, and when no clip is large enough for one of them.
+    """
+    crops = [tuple(map(int, crop)) for crop in data.crops]
+    bad = [crop for crop in crops if len(crop) != 4 or min(crop) < 1 or crop[0] % hosts]
+    if bad or not crops:
+        raise InputError(
+            f"data.crops has {bad or crops}: each is (rows, frames, height, width), the rows dealt to {hosts} host(s)"
+        )
+    world = isinstance(data.source, str) and data.source == "world"
+    source = dataset.open_clips(data.source) if isinstance(data.source, str) and not world else data.source
+    n = worlds.HELD_OUT if world else len(source)
+    if not n:
+        raise InputError("the dataset of clips is empty")
+    starts = np.cumsum([0, *(b for b, *_ in crops)])  # a crop's first position in a cycle through all crops
+
+    def load(position: int, index: int) -> tuple[np.ndarray]:
+        _, f, h, w = crops[np.searchsorted(starts, position % starts[-1], side="right") - 1]
+        if world:
+            return (worlds.render(worlds.sample(index, size=(w, h), frames=f)),)
+        epoch, i = divmod(position, n)
+        for other in chain([index], (shuffled(epoch * n + (i + k) % n, n, seed) for k in range(1, n))):
+            record = source[other]
+            if record["frames"] >= f and record["height"] >= h and record["width"] >= w:
+                return (crop(media.decode(record["media"]).frames, (f, h, w), generator(seed, position)),)
+        raise InputError(f"none of the {n} clips is as large as the crop {f}x{h}x{w} (frames x height x width)")
+
+    def batches() -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+        step = cursor["step"] if cursor else 0
+        first = step // len(crops) * int(starts[-1]) + int(starts[step % len(crops)])
+        loaded = ahead([[first + host, None, hosts]], n, seed, load, ("uint8",))
+        while True:
+            b = crops[step % len(crops)][0] // hosts
+            video = np.stack([frames for _, (frames,) in islice(loaded, b)])
+            step += 1
+            yield {"video": video}, {"step": step}
+
+    return batches()
+
+
+def crop(video: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """A random box of `size` (frames, height, width) out of a video [f h w 3]."""
+    at = [int(rng.integers(0, n - m + 1)) for n, m in zip(video.shape, size)]
+    return video[tuple(slice(i, i + m) for i, m in zip(at, size))]
+
+
+def redeal(cursors: Sequence[dict], hosts: int) -> list[dict]:
+    """The cursors of all hosts of a run -> those for going on with `hosts` hosts: nothing is lost, nothing comes twice.
+
+    With as many hosts as before the cursors stay as they are, so that the run goes on bit for bit.
+    """
+    if len(cursors) == hosts:
+        return list(cursors)
+    if "step" in cursors[0]:  # of `clips`: the same on every host
+        return [cursors[0]] * hosts
+    ranges = [each for cursor in cursors for each in cursor["read"]]
+    # Hosts read at different speeds: what some have not read below where all have, is dealt; beyond, hosts take turns.
+    common = max(start for start, stop, _ in ranges if stop is None)
+    gaps = [range(start, common if stop is None else stop, step) for start, stop, step in ranges]
+    dealt, count = [[] for _ in range(hosts)], 0
+    for gap in filter(len, gaps):
+        for host in range(hosts):
+            mine = gap[(host - count) % hosts :: hosts]
+            if mine:
+                dealt[host].append([mine.start, mine.stop, mine.step])
+        count += len(gap)
+    rows = {kind: [row for cursor in cursors for row in cursor[kind]] for kind in ("open", "closed")}
+    return [
+        {
+            "clips": cursors[0]["clips"],
+            "read": [*dealt[host], [common + host, None, hosts]],
+            "truncated": sum(cursor["truncated"] for cursor in cursors) if host == 0 else 0,
+            "steps": max(cursor["steps"] for cursor in cursors),
+            **{kind: rows[kind][host::hosts] for kind in rows},
+        }
+        for host in range(hosts)
+    ]
+
+
+def after(read: Ranges, count: int) -> Ranges:
+    """The positions that are left of `read` when `count` have been taken."""
+    left = []
+    for start, stop, step in read:
+        here = count if stop is None else min(count, len(range(start, stop, step)))
+        count -= here
+        start += here * step
+        if stop is None or start < stop:
+            left.append([start, stop, step])
+    return left
+
+
+def generator(seed: int, position: int, what: int = 0) -> np.random.Generator:
+    """The random numbers of the clip at a position; `what` tells independent streams apart."""
+    return np.random.Generator(np.random.Philox(key=[(seed << 8) + what, position]))
+
+
+def shuffled(position: int, n: int, seed: int) -> int:
+    """The index of the clip at a position: epoch position // n goes through 0..n-1 in an order of its own."""
+    import tensorflow as tf
+
+    return int(_shuffled(tf, tf.constant(position, tf.int64), n, seed))
+
+
+def _shuffled(tf, position, n: int, seed: int):
+    seeds = tf.stack([tf.constant(seed, tf.int64), position // n])
+    return tf.random.experimental.index_shuffle(position % n, seeds, tf.constant(n - 1, tf.int64))
+
+
+def ahead(read: Ranges, n: int, seed: int, load: Callable, dtypes: Sequence[str]) -> Iterator[tuple[int, tuple]]:
+    """(position, load(position, index)) for the positions of `read` in order, computed ahead in threads by tf.data."""
+    import tensorflow as tf
+
+    failed = []  # tf.data hands on the text of an exception, but not the exception
+
+    def loaded(position, index):
+        try:
+            return position, *load(int(position), int(index))
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    def example(position):
+        return tf.numpy_function(
+            loaded, [position, _shuffled(tf, position, n, seed)], ["int64", *dtypes], stateful=False
+        )
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = THREADS
+    options.threading.max_intra_op_parallelism = 1
+    options.deterministic = True
+    parts = [tf.data.Dataset.range(start, END if stop is None else stop, step) for start, stop, step in read]
+    positions = parts[0]
+    for part in parts[1:]:
+        positions = positions.concatenate(part)
+    examples = positions.map(example, num_parallel_calls=THREADS).prefetch(AHEAD).with_options(options)
+    try:
+        for position, *values in examples.as_numpy_iterator():
+            yield int(position), tuple(values)
+    except tf.errors.OpError:
+        if failed:
+            raise failed[0] from None
+        raise
