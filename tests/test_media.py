@@ -224,6 +224,24 @@ def test_halving_and_doubling_the_rate(tmp_path):
     assert (level(48) == np.arange(24).repeat(2)).all()
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "webm", "avi", "gif"])
+def test_reading_from_the_middle(tmp_path, suffix):
+    """Starting at a frame's time gives what the whole clip has from there, whatever the distance of its key frames."""
+    path = tmp_path / f"steps.{suffix}"
+    if suffix == "gif":
+        Video(np.stack([flat(6 * i) for i in range(40)]), 10).save(path)
+    else:
+        short = lambda stream: setattr(stream.codec_context, "gop_size", 7)
+        codec = "libvpx-vp9" if suffix == "webm" else "libx264"
+        encode_file(path, [flat(6 * i) for i in range(40)], codec, rate=10, prepare=short)
+    whole = media.read(path)
+    for k in (1, 6, 7, 8, 13, 14, 22, 39):
+        part = media.read(path, start=k / 10, max_frames=3)
+        assert (part.frames == whole.frames[k : k + 3]).all() and len(part.frames) == min(3, 40 - k), k
+    assert len(media.read(path, start=2.05, fps=5).frames) == 10
+    assert (media.read(path, start=100).frames == whole.frames[-1:]).all()
+
+
 def test_animation_delays(tmp_path):
     """GIF delays of 10 ms or less are 100 ms, as in browsers; frames that were joined are told apart again."""
     pictures = [Image.fromarray(flat(v)) for v in (0, 80, 160, 240)]

@@ -32,7 +32,7 @@ from sora_jax.media.reader import Frame, checked_fps, frames_in, open_clip, resa
 from sora_jax.media.sheet import contact_sheet
 from sora_jax.media.writer import Writer, is_still, save_image
 
-__all__ = ["Video", "Writer", "contact_sheet", "decode", "encode", "frames", "probe", "read", "write"]
+__all__ = ["Video", "Writer", "contact_sheet", "decode", "encode", "frames", "is_still", "probe", "read", "write"]
 
 
 @dataclass(eq=False, repr=False)
@@ -81,18 +81,25 @@ class Video:
         return f'<video {style} autoplay loop muted playsinline controls src="data:video/mp4;base64,{data}"></video>'
 
 
-def read(path: str | Path, fps: float | None = None, max_frames: int | None = None) -> Video:
-    """The whole clip or image at `path`, resampled by timestamps to `fps` (None: its own average rate).
+def read(path: str | Path, fps: float | None = None, max_frames: int | None = None, start: float = 0.0) -> Video:
+    """The clip or image at `path`, resampled by timestamps to `fps` (None: its own average rate).
 
-    `max_frames` stops early. A clip longer than memory: `frames`. An image's rate is `fps`, or 1.
+    From `start` seconds on (mp4, mov, mkv and webm are not decoded from their beginning for it), at most `max_frames`.
+    A clip longer than memory: `frames`. An image's rate is `fps`, or 1.
     Raises InputError naming the file: missing, empty, cut short, damaged, sound only, not media.
     """
-    return _read(Path(path), str(path), fps, max_frames)
+    return _read(Path(path), str(path), fps, max_frames, start)
 
 
-def decode(data: bytes, fps: float | None = None, max_frames: int | None = None, name: str = "the clip") -> Video:
+def decode(
+    data: bytes,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    start: float = 0.0,
+    name: str = "the clip",
+) -> Video:
     """`read` of a file's bytes; `name` is how errors call it."""
-    return _read(bytes(data), name, fps, max_frames)
+    return _read(bytes(data), name, fps, max_frames, start)
 
 
 def frames(path: str | Path, fps: float | None = None) -> Iterator[Frame]:
@@ -136,9 +143,11 @@ def encode(video: Video) -> bytes:
         return write(video, Path(folder) / f"clip{suffix}").read_bytes()
 
 
-def _read(source: Path | bytes, name: str, fps: float | None, max_frames: int | None) -> Video:
+def _read(source: Path | bytes, name: str, fps: float | None, max_frames: int | None, start: float) -> Video:
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames must be at least 1, not {max_frames}")
-    clip = open_clip(source, name)
+    if not 0 <= start < float("inf"):
+        raise InputError(f"start must be 0 seconds or more, not {start!r}")
+    clip = open_clip(source, name, start)
     fps = checked_fps(clip.rate if fps is None else fps)
-    return Video(np.stack(list(islice(resample(clip, fps, name), max_frames))), fps)
+    return Video(np.stack(list(islice(resample(clip, fps, name, start), max_frames))), fps)

@@ -39,6 +39,7 @@ class Clip(NamedTuple):
     shots: Iterator[Shot]
     rate: float
     kind: str  # "video" or "image"
+    first: float | None = None  # when the file's first picture starts, if it is not the first of `shots`
 
 
 _STILL_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -74,8 +75,11 @@ def reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error).split("\n")[0]
 
 
-def open_clip(source: Path | bytes, name: str) -> Clip:
-    """Opens a file or its bytes. Raises InputError naming it: missing, empty, cut short, sound only, not media."""
+def open_clip(source: Path | bytes, name: str, start: float = 0.0) -> Clip:
+    """Opens a file or its bytes; pictures that are over well before `start` seconds may be left out.
+
+    Raises InputError naming it: missing, empty, cut short, sound only, not media.
+    """
     with one_sentence(name):
         if isinstance(source, Path):
             if not source.exists():
@@ -96,8 +100,9 @@ def open_clip(source: Path | bytes, name: str) -> Clip:
                 return Clip(_stills(source, seconds), 1 / _common_delay(seconds), "video" if seconds[1:] else "image")
             except Image.UnidentifiedImageError:
                 aperture = clean_aperture(file)
-        shots = _footage(source, name, aperture)
-        return Clip(shots, next(shots), "video")  # the first thing it gives is its rate
+        shots = _footage(source, name, aperture, start)
+        rate, first = next(shots)
+        return Clip(shots, rate, "video", first)
 
 
 def spans(source: Path | bytes, clip: Clip, name: str) -> list[tuple[float, float]]:
@@ -120,17 +125,19 @@ def frames_in(seconds: float, fps: float) -> int:
     return max(1, math.ceil(seconds * fps - 0.1))
 
 
-def resample(clip: Clip, fps: float, name: str) -> Iterator[Frame]:
-    """Frame k is what is on screen at k / fps, forgiving timestamps up to half a frame late (they are rounded).
+def resample(clip: Clip, fps: float, name: str, start: float = 0.0) -> Iterator[Frame]:
+    """Frame k is what is on screen at start + k / fps, forgiving timestamps up to half a frame late (they are rounded).
+
+    At least one frame: a `start` past the end gives the last one.
 
     Raises InputError: nothing can be decoded, damaged on the way, the picture changes its size.
     """
     slack = 0.5 / max(fps, clip.rate)
-    count, first, held, size, now, end = 0, None, None, None, 0.0, 0.0
+    count, first, held, size, now, end = 0, clip.first, None, None, -math.inf, 0.0
     with one_sentence(name):
-        for start, seconds, picture in clip.shots:
-            first = start if first is None else first
-            now = max(now, start - first)  # a clock that runs backwards stands still
+        for time, seconds, picture in clip.shots:
+            first = time if first is None else first
+            now = max(now, time - first - start)  # a clock that runs backwards stands still
             while held is not None and count / fps + slack < now:
                 yield (shown := _same_size(held(), size, name))
                 size, count = shown.shape, count + 1
@@ -234,12 +241,15 @@ def _rate(stream) -> float:
     return 25.0  # a stream that states no rate, such as a single picture
 
 
-def _footage(source: Path | bytes, name: str, aperture: tuple | None) -> Iterator[float | Shot]:
-    """First the average rate, then the shots."""
+def _footage(source: Path | bytes, name: str, aperture: tuple | None, start: float) -> Iterator[tuple]:
+    """First (the average rate, when the first picture starts if it is left out), then the shots."""
     with _container(source, name) as container:
         stream = _picture_stream(container, name)
-        rate = _rate(stream)
-        yield rate
+        rate, first = _rate(stream), None
+        if start > 0 and container.format.name.startswith(("mov", "matroska")):  # these have an index of key frames
+            first = float((stream.start_time or 0) * stream.time_base)
+            container.seek(max(0, math.floor((first + start - 0.5 / rate) / stream.time_base)), stream=stream)
+        yield rate, first
         to_rgb, now = _Converter(aperture), 0.0
         for frame in _decoded(container, stream):
             now = now + 1 / rate if frame.pts is None else float(frame.pts * stream.time_base)
