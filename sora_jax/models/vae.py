@@ -9,8 +9,8 @@ that a clip can be encoded or decoded in pieces (`stream_decode`) with memory th
 pieces equal the full pass.
 
 `linear_skip` adds a linear codec beside the network: each time x space x space block of pixels is projected to its
-latent and back. Started at the blocks' principal components (`principal_components`) training begins where a linear codec ends,
-instead of spending its first hour getting there; the convolutions learn what a linear map cannot.
+latent and back. Set to the blocks' principal components (`principal_components`) and kept there, it lets training begin
+where a linear codec ends, instead of spending its first hour getting there; the convolutions learn what a linear map cannot.
 """
 
 from __future__ import annotations
@@ -111,6 +111,18 @@ class Upsample(nn.Module):
         return x
 
 
+class FrozenDense(nn.Module):
+    """A Dense whose weights are set, not learned: gradients pass through it to its input alone."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
+        kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return x @ jax.lax.stop_gradient(kernel) + jax.lax.stop_gradient(bias)
+
+
 class Encoder(nn.Module):
     """Pixels (patchified) -> twice the latent channels: mean and log-variance."""
 
@@ -198,10 +210,10 @@ class VAE(nn.Module):
         self.latent_std = self.param("latent_std", nn.initializers.ones, (self.channels,))
         if self.linear_skip:
             time, side, _ = self.grid
-            self.image_in = nn.Dense(self.channels, name="image_in")
-            self.video_in = nn.Dense(self.channels, name="video_in")
-            self.image_out = nn.Dense(3 * side**2, name="image_out")
-            self.video_out = nn.Dense(3 * side**2 * time, name="video_out")
+            self.image_in = FrozenDense(self.channels, name="image_in")
+            self.video_in = FrozenDense(self.channels, name="video_in")
+            self.image_out = FrozenDense(3 * side**2, name="image_out")
+            self.video_out = FrozenDense(3 * side**2 * time, name="video_out")
 
     def __call__(self, video: Float[Array, "b f h w 3"], first: bool = True) -> Float[Array, "b f h w 3"]:
         return self.decode(self.encode(video, first), first)

@@ -1,0 +1,120 @@
+"""The diffusion transformer, with its text encoder, on packed latents.
+
+    sora-jax data tokenizer world --vocab 1024 --out runs/tokenizer.model
+    sora-jax data latents world --model runs/vae-model --clips 24000 --out runs/latents
+    sora-jax data latents world --model runs/vae-model --clips 500 --seed 100000000 --out runs/held-out
+    sora-jax train --config configs/dit.py:tiny --workdir runs/dit
+
+Variants:
+    tiny      the bundled model's: 7M parameters, mixed native sizes of the embedded world, rows of 640 patches.
+    speedrun  the same, small, for `make train`.
+    smoke     20 steps in about a minute from the embedded world alone, a checkpoint every 5.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """The config of a variant; locked, so that an unknown key is an error."""
+    c = ConfigDict()
+    c.task = "dit"
+    c.seed = 0
+    c.steps = 30_000
+    c.ema = 0.999
+    c.save_every = 250
+    c.keep = 2
+    c.log_every = 25
+    c.eval_every = 500
+    c.picture_every = 1000
+
+    c.vae_model = "runs/vae-model"  # the folder whose VAE made the latents
+    c.tokenizer = "runs/tokenizer.model"
+
+    c.text = ConfigDict()
+    c.text.vocab = 1024
+    c.text.width = 192
+    c.text.depth = 2
+    c.text.heads = 4
+    c.text.head_width = 48
+    c.text.mlp = 384
+    c.text.buckets = 32
+    c.text.max_distance = 128
+    c.text.bias_every_layer = True
+    c.text.dtype = "float32"
+
+    c.dit = ConfigDict()
+    c.dit.width = 256
+    c.dit.depth = 6
+    c.dit.heads = 4
+    c.dit.mlp = 1024
+    c.dit.channels = 16
+    c.dit.patch = (1, 2, 2)
+    c.dit.remat = False
+    c.dit.dtype = "float32"
+
+    c.flow = ConfigDict()
+    c.flow.predict = "velocity"  # or x0, eps, v
+    c.flow.law = "logit_normal"  # or uniform, mode, cosine
+    c.flow.shift_base = 40.0  # tokens at which the noise shift is 1; 0 for no shift
+
+    # what a training clip knows of itself: see diffusion/canvas.py
+    c.masks = ConfigDict({"none": 0.7, "first": 0.1, "last": 0.04, "ends": 0.06, "frames": 0.04, "box": 0.06})
+
+    c.data = ConfigDict()
+    c.data.path = "runs/latents"
+    c.data.held_out = "runs/held-out"
+    c.data.row = 640  # patches in a row
+    c.data.rows = 4
+    c.data.text_row = 640  # text tokens in a row
+    c.data.segments = 24  # clips in a row, at most
+    c.data.text_tokens = 96
+    c.data.open_rows = 8
+    c.data.lookahead = 8
+    c.data.drop = 0.0
+    c.data.captions = ConfigDict({"short": 0.5, "long": 0.5})
+    c.data.text_dropout = 0.1
+
+    c.sample = ConfigDict({"row": 640, "text_row": 256, "steps": 30, "guidance": 4.0, "solver": "dpm2m", "fps": 8.0})
+    c.prompts = (
+        ("a red circle moves right", (96, 64), 17),
+        ("a blue star falls and bounces", (64, 96), 17),
+        ("a small green square moves up", (64, 64), 9),
+        ("a yellow triangle and a purple cross", (64, 64), 1),
+    )
+
+    c.opt = ConfigDict()
+    c.opt.name = "muon"
+    c.opt.lr = 3e-3
+    c.opt.adam_lr = 1e-3
+    c.opt.b1 = 0.9
+    c.opt.b2 = 0.98
+    c.opt.weight_decay = 0.01
+    c.opt.warmup = 100
+    c.opt.schedule = "linear"
+    c.opt.clip = 1.0
+    c.opt.accumulate = 1
+
+    if variant == "speedrun":
+        c.steps = 600
+        c.save_every = 100
+        c.eval_every = 300
+        c.picture_every = 600
+    elif variant == "smoke":
+        c.steps = 20
+        c.save_every = 5
+        c.log_every = 5
+        c.eval_every = 20
+        c.picture_every = 20
+        c.vae_model = "tiny"
+        c.tokenizer = "tiny"
+        c.data.path = "world"
+        c.data.held_out = "world"
+        c.data.rows = 2
+        c.dit.width = 64
+        c.dit.depth = 2
+        c.dit.mlp = 128
+        c.prompts = c.prompts[:1]
+        c.opt.warmup = 5
+    elif variant != "tiny":
+        raise ValueError(f"configs/dit.py has no variant {variant!r}; choose tiny, speedrun or smoke")
+    return c.lock()

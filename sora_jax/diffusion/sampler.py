@@ -1,0 +1,239 @@
+"""From noise to latents: guidance and solvers in one lax.scan, over packed rows.
+
+At global noise level u, which falls from 1 to 0, a patch is at
+
+    t(u) = min(shift(u), start)                                        (flow.py eq. 7, canvas.py)       (1)
+
+so that a patch with start = 0 never moves, and requests of any size share a row. Each step goes from t0 = t(u_i) to t1:
+
+    velocity = uncond + guidance (cond - uncond)                        (arXiv:2207.12598)              (2)
+    euler    x <- x + (t1 - t0) velocity                                                                (3)
+    dpm2m    x <- t1/t0 x + ((1 - t1) - (1 - t0) t1/t0) D,  D = x0 + h/(2 h') (x0 - x0')                (4)
+
+with x0 = x - t0 velocity, lambda = log((1-t)/t), h = lambda(t1) - lambda(t0), and x0', h' those of the step before
+(DPM-Solver++(2M), arXiv:2211.01095, with alpha = 1 - t and sigma = t; first order where lambda is infinite).
+
+The compiled program knows only the row's length: any size and duration run in the same one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sora_jax.data.packing import patchify, positions, unpatchify
+from sora_jax.diffusion import flow
+from sora_jax.diffusion.canvas import Canvas
+from sora_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from sora_jax.model import Model
+
+SOLVERS = ("euler", "dpm2m")
+LEVELS = 64  # least length of a row's table of noise levels; longer tables come in powers of two
+
+
+def paint(
+    model: Model,
+    canvases: Sequence[Canvas],
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    solver: str,
+    negative: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Float[np.ndarray, "f h w c"]]:
+    """Paints every canvas to its prompt, all packed together, and returns their latents.
+
+    A canvas's noise depends on the seed and its place in the list alone, not on its neighbours in the row. `progress` is
+    called with (steps done, steps in all). Raises InputError for an unknown solver, steps < 1, or too long a prompt.
+    """
+    if solver not in SOLVERS:
+        raise InputError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
+    if steps < 1:
+        raise InputError(f"steps is {steps}; take at least 1")
+    config = model.config["sample"]
+    patch = model.dit.patch
+    items = [prepare(model, canvas, prompt, negative, seed, i) for i, (canvas, prompt) in enumerate(zip(canvases, prompts))]
+    longest = max(len(item["x"]) for item in items)
+    row = config["row"] * -(-longest // config["row"])
+    if row > config["row"]:
+        print(f"a clip of {longest} patches needs a row of {row} (the model's is {config['row']})", file=sys.stderr)
+    rows = arrange([len(item["x"]) for item in items], [item["text"] for item in items], row, config["text_row"])
+    painted: dict[int, np.ndarray] = {}
+    for r, members in enumerate(rows):
+        batch = pack([items[i] for i in members], row, config["text_row"])
+        tick = None if progress is None else lambda i, r=r: progress(r * steps + int(i) + 1, len(rows) * steps)
+        x = denoise(
+            model.dit, model.text, tick is not None, solver, model.config["flow"]["predict"], guidance != 1.0,
+            {"dit": model.params["dit"], "text": model.params["text"]},
+            batch, jnp.linspace(1.0, 0.0, steps + 1), jnp.full((steps,), guidance, jnp.float32), _Tick(tick),
+        )  # fmt: skip
+        x, start = np.asarray(x[0], np.float32), 0
+        for i in members:
+            painted[i] = x[start : start + len(items[i]["x"])]
+            start += len(items[i]["x"])
+    results = []
+    for i, canvas in enumerate(canvases):
+        f, h, w = canvas.start.shape
+        z = unpatchify(painted[i], items[i]["grid"], patch)[:f, :h, :w]
+        results.append(np.where(canvas.start[..., None] == 0, canvas.z, z))
+    return results
+
+
+class _Tick:
+    """Carries the progress function into a compiled program without being part of what it is compiled for."""
+
+    current: Callable | None = None
+
+    def __init__(self, function):
+        _Tick.current = function
+
+    def __hash__(self):
+        return 0
+
+    def __eq__(self, other):
+        return isinstance(other, _Tick)
+
+
+def prepare(model: Model, canvas: Canvas, prompt: str, negative: str, seed: int, index: int) -> dict:
+    """One canvas as patches: clean x, noise, start, positions, noise shift and text."""
+    patch = model.dit.patch
+    f, h, w, c = canvas.z.shape
+    over = [(0, -n % p) for n, p in zip((f, h, w), patch)]  # painted on the grid above, cropped after
+    z = np.pad(canvas.z, [*over, (0, 0)], mode="edge")
+    start = np.pad(canvas.start, over, mode="edge")[..., None]
+    grid = tuple(n // p for n, p in zip(z.shape[:3], patch))
+    # numpy's Philox gives the same noise on every machine, for any size, without compiling anything
+    eps = np.random.Generator(np.random.Philox([seed, index])).standard_normal((f, h, w, c), np.float32)
+    eps = np.pad(eps, [*over, (0, 0)], mode="reflect" if min(f, h, w) > 1 else "edge")
+    texts = []
+    for text in (prompt, negative):
+        tokens = model.tokenizer.encode(text)
+        if len(tokens) > model.config["sample"]["text_row"]:
+            raise InputError(
+                f"a prompt of {len(tokens)} tokens is too long for this model, which takes {model.config['sample']['text_row']}"
+            )
+        texts.append(tokens)
+    x = patchify(z, patch)
+    base = model.config["flow"]["shift_base"]
+    return {
+        "grid": grid,
+        "x": x,
+        "eps": patchify(eps, patch),
+        "start": patchify(start, patch).max(-1),  # a patch has one noise level: its most painted latent's
+        "pos": positions(grid),
+        "shift": float(np.sqrt(len(x) / base)) if base else 1.0,
+        "texts": texts,
+        "text": max(map(len, texts)),
+    }
+
+
+def arrange(lengths: Sequence[int], texts: Sequence[int], row: int, text_row: int) -> list[list[int]]:
+    """First fit of canvases into rows, in order: which canvases stand in which row."""
+    rows: list[list[int]] = []
+    for i, (length, text) in enumerate(zip(lengths, texts)):
+        for members in rows:
+            if sum(lengths[j] for j in members) + length <= row and sum(texts[j] for j in members) + text <= text_row:
+                members.append(i)
+                break
+        else:
+            rows.append([i])
+    return rows
+
+
+def pack(items: Sequence[dict], row: int, text_row: int) -> dict[str, np.ndarray]:
+    """Items side by side in one row, with its table of (start, shift) and every patch's entry in it."""
+    table = sorted({(float(s), item["shift"]) for item in items for s in np.unique(item["start"])})
+    entry = {pair: i for i, pair in enumerate(table)}
+    size = max(LEVELS, 1 << (len(table) - 1).bit_length())
+    width = items[0]["x"].shape[-1]
+    batch = {
+        "z": np.zeros((1, row, width), np.float32),
+        "eps": np.zeros((1, row, width), np.float32),
+        "pos": np.zeros((1, row, 3), np.int32),
+        "seg": np.zeros((1, row), np.int32),
+        "level": np.zeros((1, row), np.int32),
+        "start": np.zeros((1, size), np.float32),
+        "shift": np.ones((1, size), np.float32),
+        "txt": np.zeros((2, text_row), np.int32),  # the prompts, then the negative prompts
+        "txt_seg": np.zeros((2, text_row), np.int32),
+    }
+    for i, pair in enumerate(table):
+        batch["start"][0, i], batch["shift"][0, i] = pair
+    at, text_at = 0, [0, 0]
+    for number, item in enumerate(items, 1):
+        here = slice(at, at + len(item["x"]))
+        batch["z"][0, here], batch["eps"][0, here], batch["pos"][0, here] = item["x"], item["eps"], item["pos"]
+        batch["seg"][0, here] = number
+        values, inverse = np.unique(item["start"], return_inverse=True)
+        batch["level"][0, here] = np.array([entry[float(s), item["shift"]] for s in values], np.int32)[inverse]
+        at = here.stop
+        for side, tokens in enumerate(item["texts"]):
+            span = slice(text_at[side], text_at[side] + len(tokens))
+            batch["txt"][side, span], batch["txt_seg"][side, span] = tokens, number
+            text_at[side] = span.stop
+    return batch
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 10))
+def denoise(
+    dit, text, ticking: bool, solver: str, predict: str, guided: bool,
+    params: dict, batch: dict, us: Float[Array, "steps+1"], guidance: Float[Array, "steps"], tick: _Tick,
+) -> Float[Array, "b s p"]:  # fmt: skip
+    """The whole way from u = 1 to 0 for one packed batch; compiled once per row length and number of steps."""
+    sides = 2 if guided else 1
+    txt, txt_seg = batch["txt"][:sides], batch["txt_seg"][:sides]
+    ctx = text.apply({"params": params["text"]}, txt, txt_seg)
+    pos, seg, level = (jnp.repeat(batch[name], sides, 0) for name in ("pos", "seg", "level"))
+
+    def levels(u: Array) -> Float[Array, "1 k"]:  # equation (1)
+        return jnp.minimum(flow.shifted(u, batch["shift"]), batch["start"])
+
+    def of(table: Float[Array, "1 k"]) -> Float[Array, "1 s 1"]:
+        return jnp.take_along_axis(table, batch["level"], 1)[..., None]
+
+    def step(carry, now):
+        x, before = carry
+        i, u, u1, u_before, scale = now
+        table = levels(u)
+        t0, t1 = of(table), of(levels(u1))
+        both = jnp.repeat(x, sides, 0)
+        out = dit.apply({"params": params["dit"]}, both, pos, seg, jnp.repeat(table, sides, 0), level, ctx, txt_seg)
+        v = flow.velocity(predict, out, both, jnp.repeat(t0, sides, 0))
+        if guided:  # equation (2)
+            v = v[1:] + scale * (v[:1] - v[1:])
+        x0 = flow.clean(v, x, t0)
+        if solver == "euler":
+            x = x + (t1 - t0) * v
+        else:
+            h, h_before = half_log_ratio(levels(u1), table), half_log_ratio(table, levels(u_before))
+            second = jnp.isfinite(h) & jnp.isfinite(h_before) & (h_before > 0) & (i > 0)
+            weight = of(jnp.where(second, h / jnp.where(second, h_before, 1.0) / 2, 0.0))
+            d = x0 + weight * (x0 - before)
+            ratio = t1 / jnp.maximum(t0, 1e-6)
+            x = jnp.where(t0 > t1, ratio * x + ((1 - t1) - (1 - t0) * ratio) * d, x)
+        if ticking:
+            jax.debug.callback(lambda i: _Tick.current(i), i)
+        return (x, x0), None
+
+    start = of(batch["start"])
+    x = (1 - start) * batch["z"] + start * batch["eps"]
+    count = jnp.arange(len(us) - 1)
+    before = jnp.concatenate([us[:1], us[:-2]])
+    (x, _), _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), (count, us[:-1], us[1:], before, guidance))
+    return jnp.where(start == 0, batch["z"], x)
+
+
+def half_log_ratio(t1: Array, t0: Array) -> Array:
+    """lambda(t1) - lambda(t0) of equation (4); infinite where t0 = 1 or t1 = 0."""
+    return jnp.log((1 - t1) / t1) - jnp.log((1 - t0) / t0)

@@ -1,0 +1,159 @@
+"""The diffusion transformer on packed rows of spacetime patches.
+
+    x [b s p]      noisy patches of many clips, packed           pos [b s 3]   each patch's place in its own clip
+    seg [b s]      which clip of the row; 0 is padding           level [b s]   index of its noise level in t
+    t [b k]        the row's few noise levels, 1 = pure noise    ctx [b l d], txt_seg [b l]   packed text states
+
+Shaped like Wan 2.1 (arXiv:2503.20314): with e = table + time projection, in the order shift, scale, gate,
+
+    x += e_3 * SelfAttention(LN(x) (1 + e_2) + e_1)        3-D RoPE, full-width RMSNorm on q and k
+    x += CrossAttention(LN_affine(x), ctx)                 no gate
+    x += e_6 * MLP(LN(x) (1 + e_5) + e_4)                  GELU-tanh
+
+A patch has its own noise level, but a row has few distinct ones: modulation is computed per (row, level) and gathered, for
+a table per patch would not fit at scale. Layers are scanned and rematerialised: one compiled block, whatever the depth.
+Weights are float32; matrices multiply in `dtype`; norms, modulation, softmax and the residual stream are float32.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from sora_jax.models.layers import RMSNorm, attend, layer_norm, rope, rotate
+
+TIME_SCALE = 1000.0  # noise levels in [0, 1] enter the sinusoids as timesteps in [0, 1000]
+TIME_FREQUENCIES = 256
+
+
+def sinusoid(t: Float[Array, "*b"], width: int = TIME_FREQUENCIES) -> Float[Array, "*b width"]:
+    """Sinusoidal embedding of timesteps in float32, cosines first (Wan; periods 2 pi .. 1e4 * 2 pi)."""
+    frequency = jnp.asarray(1e4 ** (-np.arange(width // 2, dtype=np.float64) / (width // 2)), jnp.float32)
+    angle = t[..., None].astype(jnp.float32) * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the patches of one clip."""
+
+    heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s d"], cos: Array, sin: Array, seg: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        width = x.shape[-1]
+        q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(x) for name in "qkv")
+        q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
+        q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
+        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, seg, seg)
+        return nn.Dense(width, dtype=self.dtype, name="o")(rearrange(y, "b s n k -> b s (n k)"))
+
+
+class CrossAttention(nn.Module):
+    """Patches of a clip attend to the text of the same clip."""
+
+    heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b s d"], ctx: Float[Array, "b l d"], seg: Int[Array, "b s"], txt_seg: Int[Array, "b l"]
+    ) -> Float[Array, "b s d"]:
+        width = x.shape[-1]
+        q = RMSNorm(name="q_norm")(nn.Dense(width, dtype=self.dtype, name="q")(x))
+        k = RMSNorm(name="k_norm")(nn.Dense(width, dtype=self.dtype, name="k")(ctx))
+        v = nn.Dense(width, dtype=self.dtype, name="v")(ctx)
+        q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
+        y = rearrange(attend(q, k, v, seg, txt_seg), "b s n k -> b s (n k)")
+        return nn.Dense(width, dtype=self.dtype, name="o")(y)
+
+
+class Block(nn.Module):
+    """One transformer block; the carry of the scan is the residual stream."""
+
+    heads: int
+    mlp: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, time, level, ctx, cos, sin, seg, txt_seg):
+        width = x.shape[-1]
+        table = self.param("modulation", nn.initializers.normal(width**-0.5), (6, width))
+        levels = table + time  # b k 6 d, float32
+        e = [jnp.take_along_axis(levels[:, :, i], level[..., None], 1) for i in range(6)]  # each b s d
+        y = (layer_norm(x) * (1 + e[1]) + e[0]).astype(self.dtype)
+        x = x + e[2] * SelfAttention(self.heads, self.dtype, name="self")(y, cos, sin, seg)
+        y = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="cross_norm")(x).astype(self.dtype)
+        x = x + CrossAttention(self.heads, self.dtype, name="cross")(y, ctx, seg, txt_seg)
+        y = (layer_norm(x) * (1 + e[4]) + e[3]).astype(self.dtype)
+        y = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_up")(y), approximate=True)
+        x = x + e[5] * nn.Dense(width, dtype=self.dtype, name="mlp_down")(y)
+        return x, None
+
+
+class DiT(nn.Module):
+    """See the file's head.
+
+    width, depth, heads, mlp: the transformer's sizes; patch: latents per patch along (frames, rows, columns);
+    channels: of the latents; remat: recompute a block's insides in the backward pass instead of keeping them.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    remat: bool = True
+    dtype: str = "bfloat16"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b s p"],
+        pos: Int[Array, "b s 3"],
+        seg: Int[Array, "b s"],
+        t: Float[Array, "b k"],
+        level: Int[Array, "b s"],
+        ctx: Float[Array, "b l c"],
+        txt_seg: Int[Array, "b l"],
+    ) -> Float[Array, "b s p"]:
+        """The prediction (see `flow.PREDICTIONS`) for every patch, in float32."""
+        x = nn.Dense(self.width, dtype=self.dtype, name="patch_in")(x).astype(jnp.float32)
+        ctx = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="text_in")(ctx), approximate=True)
+        ctx = nn.Dense(self.width, dtype=self.dtype, name="text_out")(ctx)
+        time = nn.Dense(self.width, name="time_in")(sinusoid(t * TIME_SCALE))
+        time = nn.Dense(self.width, name="time_out")(nn.silu(time))  # b k d
+        six = nn.Dense(6 * self.width, name="time_projection")(nn.silu(time))
+        six = rearrange(six, "b k (six d) -> b k six d", six=6)
+        cos, sin = rope(pos, self.width // self.heads)
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )
+        x, _ = layers(self.heads, self.mlp, self.dtype, name="blocks")(x, six, level, ctx, cos, sin, seg, txt_seg)
+        table = self.param("head_modulation", nn.initializers.normal(self.width**-0.5), (2, self.width))
+        e = [jnp.take_along_axis(row + time, level[..., None], 1) for row in table]
+        y = layer_norm(x) * (1 + e[1]) + e[0]
+        size = int(np.prod(self.patch)) * self.channels
+        return nn.Dense(size, kernel_init=nn.initializers.zeros, name="head")(y)
+
+
+def training_flops(config: dict, patches: int, squares: int, text: int, crossed: int) -> float:
+    """Model FLOPs (multiply-add = 2) of a forward and backward pass, without recomputation.
+
+    patches: packed tokens; squares: sum over clips of tokens^2; text: text tokens; crossed: sum of tokens x text tokens.
+    Per layer and token 12 d^2 + 4 d mlp (self q k v o, cross q o, mlp; times 2 FLOPs / 2), 4 s d attention, 4 l d cross.
+    """
+    d, mlp = config["width"], config["mlp"]
+    layer = patches * (12 * d * d + 4 * d * mlp) + text * 4 * d * d + 4 * d * (squares + crossed)
+    ends = 4 * patches * d * int(np.prod(config["patch"])) * config["channels"]
+    return 3.0 * (config["depth"] * layer + ends)

@@ -1,0 +1,142 @@
+"""What the DiT gives the training loop: predict the noise's way out of packed, partly known rows.
+
+Each step every clip of every row draws a noise level t (law and shift of `config.flow`) and a mask of what it knows of
+itself (`canvas.training_mask`, shares of `config.masks`): known patches are clean (t = 0) and are not part of the loss.
+
+    loss = mean over patches to paint of |prediction - target|^2                    (flow.target, config.flow.predict)
+
+Keys of the config it reads: text, dit (fields of `TextEncoder`, `DiT`; trained together), flow = dict(predict, law,
+shift_base), masks, data (see `data.pipeline.latents`; held_out: latents never trained on), vae_model (the folder whose VAE made
+the latents), tokenizer, sample (kept with the model) and prompts: (text, (w, h), frames) painted at fixed seeds.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sora_jax import media
+from sora_jax.data import dataset, pipeline
+from sora_jax.diffusion import canvas, flow
+from sora_jax.errors import InputError
+from sora_jax.model import Model, find, load
+from sora_jax.models.dit import DiT, training_flops
+from sora_jax.models.text import TextEncoder, Tokenizer
+from sora_jax.train.tasks import Task
+
+EVAL_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+EVAL_BATCHES = 4
+
+
+def make(config) -> Task:
+    """The task of `config.dit` and `config.text`, trained together on the latents of `config.data.path`."""
+    text, dit = TextEncoder(**config.text), DiT(**config.dit)
+    tokenizer = Tokenizer(find(config.tokenizer))
+    if tokenizer.vocab > config.text.vocab:
+        raise InputError(f"{config.tokenizer} has {tokenizer.vocab} pieces, config.text.vocab only {config.text.vocab}")
+    shares = tuple(config.masks[name] for name in canvas.MASKS)
+
+    def init(key) -> dict:
+        keys = jax.random.split(key)
+        ints = jnp.zeros((1, 8), jnp.int32)
+        ctx = jnp.zeros((1, 8, config.text.width))
+        x = jnp.zeros((1, 8, int(np.prod(dit.patch)) * dit.channels))
+        t = jnp.zeros((1, 1))
+        return {
+            "text": text.init(keys[0], ints, ints)["params"],
+            "dit": dit.init(keys[1], x, jnp.zeros((1, 8, 3), jnp.int32), ints, t, ints, ctx, ints)["params"],
+        }
+
+    def errors(params: dict, batch: dict, key, t: Float[Array, "b g"], known: Array) -> Float[Array, "b s"]:
+        """Squared error of every patch, each clip at noise t with its known patches clean."""
+        seg = batch["seg"]
+        # the table of a row's noise levels: 0, then one per clip
+        table = jnp.concatenate([jnp.zeros((len(t), 1)), t], 1)
+        level = jnp.where(known, 0, seg)
+        t_patch = jnp.take_along_axis(table, level, 1)[..., None]
+        eps = jax.random.normal(key, batch["x"].shape)
+        x_t = flow.add_noise(batch["x"], eps, t_patch)
+        ctx = text.apply({"params": params["text"]}, batch["txt"], batch["txt_seg"])
+        out = dit.apply({"params": params["dit"]}, x_t, batch["pos"], seg, table, level, ctx, batch["txt_seg"])
+        return jnp.square(out - flow.target(config.flow.predict, batch["x"], eps, t_patch)).mean(-1)
+
+    def loss(params: dict, batch: dict, key) -> tuple[Array, dict]:
+        key_t, key_mask, key_eps = jax.random.split(key, 3)
+        grid, seg = batch["grid"], batch["seg"]
+        tokens = jnp.prod(grid, -1)
+        t = flow.draw_levels(config.flow.law, key_t, tokens.shape)
+        t = flow.shifted(t, flow.shift_of(tokens, config.flow.shift_base))
+        known = canvas.training_mask(key_mask, batch["pos"], seg, grid, shares)
+        error = errors(params, batch, key_eps, t, known)
+        paint = (seg > 0) & ~known
+        total = masked_mean(error, paint)
+
+        index = jnp.maximum(seg - 1, 0)
+        t_patch = jnp.take_along_axis(t, index, 1)
+        count = jnp.take_along_axis(tokens, index, 1)
+        image = jnp.take_along_axis(grid[..., 0], index, 1) == 1
+        numbers = {f"loss_t{q}": masked_mean(error, paint & (t_patch * 4 >= q) & (t_patch * 4 < q + 1)) for q in range(4)}
+        numbers["loss_image"] = masked_mean(error, paint & image)
+        numbers["loss_short_video"] = masked_mean(error, paint & ~image & (count <= 128))
+        numbers["loss_long_video"] = masked_mean(error, paint & ~image & (count > 128))
+        numbers["fill"] = (seg > 0).mean()
+        return total, numbers
+
+    def batches(cursor):
+        return stream(config.data.path, config.seed, cursor)
+
+    def stream(path: str, seed: int, cursor):
+        return pipeline.latents(
+            dataset.open_latents(path), config.data, tokenizer=tokenizer, patch=dit.patch, seed=seed, cursor=cursor
+        )
+
+    @cache
+    def held_out() -> list[dict]:
+        return [batch for batch, _ in islice(stream(config.data.held_out, 0, None), EVAL_BATCHES)]
+
+    @jax.jit
+    def error_at(params: dict, batch: dict, key, t: Array) -> Array:
+        levels = jnp.full(batch["grid"].shape[:2], t)
+        return masked_mean(errors(params, batch, key, levels, jnp.zeros_like(batch["seg"], bool)), batch["seg"] > 0)
+
+    def evaluate(params: dict, key) -> dict[str, float]:
+        numbers = {}
+        for t in EVAL_LEVELS:
+            values = [error_at(params, b, jax.random.fold_in(key, i), jnp.float32(t)) for i, b in enumerate(held_out())]
+            numbers[f"loss_at_{t}"] = float(np.mean(jax.device_get(values)))
+        return {"loss": float(np.mean(list(numbers.values()))), **numbers}
+
+    @cache
+    def decoder() -> Model:
+        return load(config.vae_model)
+
+    def pictures(params: dict, folder: Path, step: int) -> None:
+        vae = decoder()
+        settings = {name: config[name].to_dict() for name in ("text", "dit", "flow", "sample")}
+        model = Model({"vae": vae.config["vae"], **settings}, {"vae": vae.params["vae"], **params}, tokenizer)
+        videos: list[media.Video] = [
+            model.generate(prompt, size=tuple(size), frames=frames, seed=seed)
+            for seed, (prompt, size, frames) in enumerate(config.prompts)
+        ]
+        media.contact_sheet(videos, [prompt for prompt, _, _ in config.prompts], folder / f"{step:07d}.png")
+
+    def flops(batch: dict) -> float:
+        patches = [np.bincount(row)[1:].astype(np.int64) for row in batch["seg"]]
+        texts = [np.bincount(row, minlength=len(p) + 1)[1:] for row, p in zip(batch["txt_seg"], patches)]
+        squares = sum(int((p**2).sum()) for p in patches)
+        crossed = sum(int((p * n[: len(p)]).sum()) for p, n in zip(patches, texts))
+        used, words = sum(int(p.sum()) for p in patches), sum(int(n.sum()) for n in texts)
+        return training_flops(config.dit, used, squares, words, crossed)
+
+    return Task(init, loss, batches, evaluate, pictures, flops, lambda batch: int((batch["seg"] > 0).sum()))
+
+
+def masked_mean(x: Array, mask: Array) -> Array:
+    """Mean over the mask; NaN where it is empty, which the log leaves out."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.sum(mask)

@@ -1,0 +1,35 @@
+"""What each task gives the loop. A task is six functions and a data stream; the loop knows nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sora_jax.errors import InputError
+
+
+class Task(NamedTuple):
+    """What `train.loop.run` needs.
+
+    init(key) -> params; loss(params, batch, key) -> (loss, metrics), pure; batches(cursor) -> iterator of
+    (batch of numpy arrays, cursor after it); evaluate(params, key) -> numbers; pictures(params, folder, step) writes a
+    contact sheet of fixed seeds; flops(batch) -> model FLOPs of a training step; units(batch) -> tokens or pixels in it.
+    """
+
+    init: Callable
+    loss: Callable
+    batches: Callable
+    evaluate: Callable
+    pictures: Callable
+    flops: Callable
+    units: Callable
+
+
+def make(config) -> Task:
+    """The task named by `config.task`. Raises InputError for another name."""
+    from sora_jax.train import dit_task, vae_task
+
+    makers = {"vae": vae_task.make, "dit": dit_task.make}
+    if config.task not in makers:
+        raise InputError(f"config.task is {config.task!r}; choose one of {', '.join(makers)}")
+    return makers[config.task](config)

