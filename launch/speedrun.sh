@@ -44,7 +44,7 @@ from sora_jax.media import contact_sheet
 run = sys.argv[1]
 prompts = {
     "a large red circle moves right": ((96, 64), 17),
-    "a large blue square falls": ((64, 96), 17),
+    "a large blue square falls and bounces": ((64, 96), 17),
     "a large yellow triangle moves left": ((64, 64), 9),
     "a large green star": ((64, 64), 1),
 }
