@@ -122,10 +122,11 @@ def collide(rng, plans, w, h, u):
     low, high = max(r[1][0] for r in rooms), min(r[1][1] for r in rooms)
     touch = plans[0].half + plans[1].half + 0.5  # distance of the centres
     free = (rooms[1][0][1] - rooms[0][0][0] - touch) / 2  # what each may travel when they meet in the middle
-    if free < 0.14 * w or low > high:
+    meet, step = rng.uniform(0.46, 0.55), rng.uniform(0.7, 1.0) * free / 1.2
+    if step < 0.14 * w or low > high:
         return None
-    meet, step = rng.uniform(0.42, 0.55), rng.uniform(0.75, 1.0) * free / 1.3
-    x, y, away = rooms[0][0][0] + free * rng.uniform(0.8, 1.2), rng.uniform(low, high), step * np.abs(1 - u / meet)
+    spare = free - 1.18 * step  # the way back is at most (1 - 0.46) / 0.46 of the way there
+    x, y, away = rooms[0][0][0] + free + spare * rng.uniform(-1, 1), rng.uniform(low, high), step * np.abs(1 - u / meet)
     one, y = np.ones_like(u), np.full_like(u, y)
     return [
         (np.stack([x - away, y, one, 0 * u], 1), "right"),

@@ -208,7 +208,7 @@ def _attempt(rng, seed, w, h, f, fps, count, fixed) -> Scene | None:
     event = event if f > 1 and camera == "still" else ""
     # A pan over a plain wall cannot be seen: moving cameras get a background with places in it.
     kinds = {kind: weight for kind, weight in KINDS.items() if camera == "still" or kind in ("hills", "tiles")}
-    background = _background(rng, fixed.get("background") or _pick(rng, kinds))
+    background = _background(rng, fixed.get("background") or _pick(rng, kinds), camera)
     plans = _cast(rng, min(w, h), f, count, camera, event, fixed)
 
     u, pillar, travel = np.linspace(0, 1, f), (0.0, 0.0), rng.uniform(0.28, 0.42)
@@ -285,7 +285,7 @@ def _cast(rng, side, f, count, camera, event, fixed) -> list[Plan]:
     return plans
 
 
-def _background(rng, kind: str) -> Background:
+def _background(rng, kind: str, camera: str) -> Background:
     light = rng.random() < 0.68
     color, other = rng.permutation(LIGHT if light else DARK).tolist()[:2]
     if kind in ("horizon", "hills"):  # a sky and a ground that can be told apart
@@ -295,6 +295,8 @@ def _background(rng, kind: str) -> Background:
         )
     elif kind == "plain":
         color = other = _any(rng, tuple(GREYS))
+    if camera != "still" and kind in ("hills", "tiles"):  # contrast enough to see it pass by
+        other = _any(rng, ("grey", "dark brown")) if light else "grey"
     return Background(kind, color, other, float(rng.uniform(0, 2 * np.pi)))
 
 

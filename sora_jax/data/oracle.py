@@ -1,0 +1,422 @@
+"""Says what a clip of the world shows by looking at its pixels alone: colours, shapes, counts, motions, the camera.
+
+It knows how things are drawn (`drawing.py`), never what was drawn. In order:
+
+    find     saturated pixels make blobs, frame by frame; a blob where two hues touch is parted
+    follow   blobs of one colour become one object through time, also when it vanishes behind the pillar for a while
+    shape    how much of each pixel an object covers is unmixed from its colour and its surroundings, compared with the
+             five shapes at every angle; its clearest frames vote
+    motion   from the path, the size and the angle; the camera from what the background does
+
+`agrees` compares what was seen with what a scene should show.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from sora_jax.data.drawing import COLORS, SHAPES, distance
+from sora_jax.data.motions import STRAIGHT
+
+SATURATED = 45  # max - min of a pixel's channels: backgrounds stay below 30, the darkest texture above 66
+LEAST = 20  # pixels of the smallest blob worth following
+NAMES = tuple(COLORS)
+AREA = {"circle": 0.785, "square": 0.774, "triangle": 0.532, "star": 0.510, "cross": 0.677}  # of a unit diameter
+SYMMETRY = {"square": 4, "triangle": 3, "star": 5, "cross": 4}
+
+
+@dataclass
+class Object:
+    """One object seen: `path` [n 2] its centres (pixels) in `frames` [n], `area` [n] its pixels there."""
+
+    color: str
+    shape: str
+    motion: str
+    way: str
+    frames: Int[np.ndarray, "n"] = field(repr=False)
+    path: Float[np.ndarray, "n 2"] = field(repr=False)
+    area: Float[np.ndarray, "n"] = field(repr=False)
+
+
+@dataclass
+class Seen:
+    """What a clip shows: its objects, the largest first, and what the camera does."""
+
+    objects: list[Object]
+    camera: str
+
+    @property
+    def count(self) -> int:
+        return len(self.objects)
+
+
+def oracle(frames: UInt8[np.ndarray, "f h w 3"]) -> Seen:
+    """Looks at a clip (or an image: one frame) and says what it sees."""
+    frames = np.asarray(frames)
+    video = frames.astype(np.float32)
+    blobs = find(video)
+    tracks = follow(blobs, len(video), min(video.shape[1:3]))
+    objects = []
+    for track in tracks:
+        shape, angles = read_shape(video, track)
+        path = np.array([blob.center for blob in track])
+        area = np.array([float(len(blob.pixels)) for blob in track])
+        at = np.array([blob.frame for blob in track])
+        seen = Object(track[0].color, shape, "still", "", at, path, area)
+        seen.motion, seen.way = read_motion(seen, angles, video.shape)
+        objects.append(seen)
+    camera = read_camera(video, blobs, objects)
+    if camera != "still":  # what moves with the world stands still in it
+        for seen in objects:
+            seen.motion, seen.way = "still", ""
+    else:
+        _meet(objects)
+    return Seen(sorted(objects, key=lambda seen: -seen.area.mean()), camera)
+
+
+# ------------------------------------------------------------------------------------------------ find and follow
+
+
+@dataclass
+class Blob:
+    """Connected pixels [n 2] (row, column) of one colour in one frame; `alone`: touches no other and no edge."""
+
+    frame: int
+    color: str
+    center: tuple[float, float]
+    pixels: np.ndarray
+    alone: bool
+
+
+def hue(rgb: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+    """Angle around the grey axis in radians (the hexagon's corners at multiples of 60 degrees)."""
+    r, g, b = np.moveaxis(np.asarray(rgb, np.float32), -1, 0)
+    return np.arctan2(np.sqrt(3.0) * (g - b), 2 * r - g - b)
+
+
+HUES = hue(np.array(list(COLORS.values())))
+
+
+def nearest_color(rgb: Float[np.ndarray, "... 3"]) -> Int[np.ndarray, "..."]:
+    """Index into NAMES of the colour of nearest hue."""
+    turn = hue(rgb)[..., None] - HUES
+    return np.abs((turn + np.pi) % (2 * np.pi) - np.pi).argmin(-1)
+
+
+def components(mask: Bool[np.ndarray, "f h w"]) -> Int[np.ndarray, "f h w"]:
+    """A number for every connected region (4 neighbours, frame by frame), 0 outside.
+
+    Every pixel takes its neighbours' largest number, then the number found there in turn: few rounds for any length.
+    """
+    ids = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        new = ids.copy()
+        np.maximum(new[:, 1:], ids[:, :-1], out=new[:, 1:])
+        np.maximum(new[:, :-1], ids[:, 1:], out=new[:, :-1])
+        np.maximum(new[:, :, 1:], ids[:, :, :-1], out=new[:, :, 1:])
+        np.maximum(new[:, :, :-1], ids[:, :, 1:], out=new[:, :, :-1])
+        new *= mask
+        new = np.where(mask, new.ravel()[np.maximum(new, 1) - 1], 0)
+        if (new == ids).all():
+            return ids
+        ids = new
+
+
+def find(video: Float[np.ndarray, "f h w 3"]) -> list[Blob]:
+    """The blobs of all frames."""
+    _, h, w, _ = video.shape
+    chroma = video.max(-1) - video.min(-1)
+    ids = components(chroma > SATURATED)
+    index = np.flatnonzero(ids)
+    index = index[np.argsort(ids.ravel()[index], kind="stable")]
+    blobs = []
+    for part in np.split(index, np.flatnonzero(np.diff(ids.ravel()[index])) + 1):
+        if len(part) < LEAST:
+            continue
+        frame, rows, cols = np.unravel_index(part, ids.shape)
+        weight, rgb = chroma.ravel()[part], video.reshape(-1, 3)[part]
+        color = nearest_color(rgb)
+        share = np.bincount(color, weight, len(NAMES)) / weight.sum()
+        several = [c for c in np.flatnonzero(share > 0.22) if (color == c).sum() >= LEAST]
+        edge = rows.min() == 0 or cols.min() == 0 or rows.max() == h - 1 or cols.max() == w - 1
+        for c in several if len(several) > 1 else [None]:
+            own = np.ones(len(part), bool) if c is None else color == c
+            if c is None:  # its clearest pixels: edges take on some of what lies behind
+                c = nearest_color(rgb[weight >= 0.7 * np.percentile(weight, 90)].mean(0))
+            center = (cols[own].mean() + 0.5, rows[own].mean() + 0.5)
+            pixels = np.stack([rows, cols], 1)[own]
+            blobs.append(Blob(int(frame[0]), NAMES[c], center, pixels, len(several) < 2 and not edge))
+    return blobs
+
+
+def follow(blobs: list[Blob], f: int, side: int) -> list[list[Blob]]:
+    """Blobs of one colour joined through time; what shows in less than a quarter of the frames is dropped as noise."""
+    tracks: list[list[Blob]] = []
+    for blob in sorted(blobs, key=lambda blob: (blob.frame, -len(blob.pixels))):
+        free = [t for t in tracks if t[-1].color == blob.color and t[-1].frame < blob.frame]
+        free = [(np.hypot(*np.subtract(t[-1].center, blob.center)), t) for t in free]
+        near = min((d, i) for i, (d, _) in enumerate(free)) if free else None
+        if near and near[0] < side:
+            free[near[1]][1].append(blob)
+        else:
+            tracks.append([blob])
+    return [t for t in tracks if len(t) >= 0.25 * f]
+
+
+# ------------------------------------------------------------------------------------------------ shape
+
+
+def surroundings(patch: Float[np.ndarray, "h w 3"], known: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:
+    """Fills unknown pixels with the nearest known ones along rows and columns, by inverse square distance."""
+    total, weight = np.zeros_like(patch), np.full(known.shape, 1e-6, np.float32)
+    for axis in (0, 1):
+        n = known.shape[axis]
+        line = np.arange(n).reshape((-1, 1) if axis == 0 else (1, -1))
+        for backward in (False, True):
+            last = np.where(known, line, n if backward else -1)
+            if backward:
+                last = np.flip(np.minimum.accumulate(np.flip(last, axis), axis), axis)
+            else:
+                last = np.maximum.accumulate(last, axis)
+            found = (last >= 0) & (last < n)
+            value = np.take_along_axis(patch, np.clip(last, 0, n - 1)[..., None], axis)
+            near = found / np.maximum(np.abs(line - last), 1).astype(np.float32) ** 2
+            total, weight = total + near[..., None] * value, weight + near
+    return np.where(known[..., None], patch, total / weight[..., None])
+
+
+def grow(mask: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"]:
+    """The mask and what lies within so many steps of it."""
+    for _ in range(steps):
+        wide = np.pad(mask, 1)
+        mask = wide[1:-1, 1:-1] | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    return mask
+
+
+def coverage(image: Float[np.ndarray, "h w 3"], blob: Blob) -> tuple[Float[np.ndarray, "k j"], tuple[int, int]]:
+    """How much of every pixel around a blob the object covers, and the first pixel (row, column) of that patch.
+
+    A pixel is share * behind + light * color; (share, light) by least squares, leaning to share + light = 1 because
+    over black the two cannot be told apart.
+    """
+    rows, cols = blob.pixels.T
+    r0, c0 = max(rows.min() - 6, 0), max(cols.min() - 6, 0)
+    patch = image[r0 : rows.max() + 7, c0 : cols.max() + 7]
+    own = np.zeros(patch.shape[:2], bool)
+    own[rows - r0, cols - c0] = True
+    object_like = patch.max(-1) - patch.min(-1) > SATURATED
+    b = surroundings(patch, ~grow(own | object_like, 2))
+    inside = patch[own]
+    chroma = inside.max(-1) - inside.min(-1)
+    c = inside[chroma >= 0.8 * np.percentile(chroma, 90)].mean(0)
+    lean = 400.0
+    bb, bc, cc = (b * b).sum(-1) + lean, b @ c + lean, c @ c + lean
+    pb, pc = (patch * b).sum(-1) + lean, patch @ c + lean
+    share = (pb * cc - pc * bc) / np.maximum(bb * cc - bc * bc, 1.0)
+    return np.clip(1 - share, 0, 1) * grow(own, 2), (int(r0), int(c0))
+
+
+def compare(alpha: Float[np.ndarray, "k j"], shapes, turns: int = 8) -> dict[str, tuple[float, float]]:
+    """For each shape the least squared error against a coverage, relative to its energy, and the angle (radians)."""
+    k = int(np.ceil(max(alpha.shape) / 30))
+    if k > 1:  # large objects are read at about 30 pixels
+        alpha = np.pad(alpha, [(0, -n % k) for n in alpha.shape])
+        alpha = alpha.reshape(alpha.shape[0] // k, k, alpha.shape[1] // k, k).mean((1, 3))
+    area = alpha.sum()
+    y, x = (np.arange(n, dtype=np.float32) + 0.5 for n in alpha.shape)
+    y, x = (y - (alpha.sum(1) @ y) / area)[:, None], (x - (alpha.sum(0) @ x) / area)[None]
+    energy = (alpha**2).sum()
+    scales = np.float32([0.94, 1.0, 1.06])[:, None, None]
+    result = {}
+    for shape in shapes:
+        fold = SYMMETRY.get(shape)
+        angles = np.arange(turns) * 2 * np.pi / fold / turns if fold else np.zeros(1)
+        c, s = (g(angles).astype(np.float32)[:, None, None, None] for g in (np.cos, np.sin))
+        d = np.sqrt(area / AREA[shape]) * scales
+        away = distance(shape, c * x + s * y, c * y - s * x, d)
+        errors = [
+            ((np.clip(0.5 - away / soft, 0, 1) - alpha) ** 2).sum((-2, -1)).min(1)
+            for soft in (1.0, 2.0)  # a sharp edge, a blurred one
+        ]
+        errors = np.minimum(*errors)
+        best = int(errors.argmin())
+        result[shape] = (float(errors[best] / energy), float(angles[best]))
+    return result
+
+
+def read_shape(video: Float[np.ndarray, "f h w 3"], track: list[Blob]) -> tuple[str, list[tuple[int, float]]]:
+    """The shape by the vote of an object's clearest frames, and its (frame, angle) through the clip."""
+    clear = [blob for blob in track if blob.alone] or track
+    largest = np.percentile([len(blob.pixels) for blob in clear], 90)
+    clear = [blob for blob in clear if len(blob.pixels) > 0.75 * largest] or clear
+    votes = [compare(coverage(video[blob.frame], blob)[0], SHAPES) for blob in _spread(clear, 6)]
+    shape = min(SHAPES, key=lambda name: sum(vote[name][0] for vote in votes))
+    if shape not in SYMMETRY or len(clear) < 3:
+        return shape, []
+    angles = [(b.frame, compare(coverage(video[b.frame], b)[0], [shape], 12)[shape][1]) for b in _spread(clear, 17)]
+    return shape, angles
+
+
+def _spread(items: list, most: int) -> list:
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
+
+
+# ------------------------------------------------------------------------------------------------ motion
+
+
+def read_motion(seen: Object, angles: list[tuple[int, float]], shape: tuple[int, ...]) -> tuple[str, str]:
+    """(motion, way) as worlds.Thing has them, from an object's path, areas and angles, the camera being still."""
+    f, h, w, _ = shape
+    if f == 1 or len(seen.frames) < 3:
+        return "still", ""
+    parts = np.array_split(np.arange(len(seen.frames)), min(9, len(seen.frames)))
+    path = np.array([seen.path[part].mean(0) for part in parts])  # nine points: jitter does not add up to a way
+    span = path.max(0) - path.min(0)
+    axis = int((span / (w, h)).argmax())
+    far = span / np.array([w, h])
+    if far[axis] < 0.11:
+        size = np.sqrt(seen.area)
+        ratio = size[-max(len(size) // 8, 1) :].mean() / size[: max(len(size) // 8, 1)].mean()
+        if ratio > 1.2 or ratio < 1 / 1.2:
+            return ("grow" if ratio > 1 else "shrink"), ""
+        turned = _turned(seen.shape, angles)
+        return ("spin", "clockwise" if turned > 0 else "counterclockwise") if abs(turned) > 0.5 else ("still", "")
+    if span.min() > 0.5 * span.max():
+        spoke = path - (path.max(0) + path.min(0)) / 2
+        a, b = spoke[:-1], spoke[1:]
+        swept = np.arctan2(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], (a * b).sum(1)).sum()
+        return "orbit", "clockwise" if swept > 0 else "counterclockwise"
+    line = path[:, axis]
+    way = STRAIGHT[2 * axis + int(line[-1] > line[0])]
+    if np.abs(np.diff(line)).sum() < 1.25 * span[axis]:  # never turns back
+        gone = f - len(seen.frames) - (seen.frames[0] + f - 1 - seen.frames[-1])  # frames missing in between
+        ends = min(seen.area[:2].mean(), seen.area[-2:].mean())
+        if axis == 0 and (gone > 0 or seen.area[1:-1].min() < 0.6 * ends):
+            return "hide", way
+        return way, way
+    y = seen.path[:, axis]
+    away = np.abs(y - y[0])
+    back = np.flatnonzero(np.maximum.accumulate(away) - away > 0.15 * span[axis])
+    turn = int(away[: back[0] + 1].argmax()) if len(back) else int(away.argmax())
+    way = STRAIGHT[2 * axis + int(y[turn] > y[0])]
+    drop = slice(0, turn if turn > 2 else turn + 1)  # the frame of the turn may already be past the hit
+    t = (seen.frames[drop] - seen.frames[0]).astype(float)
+    if way == "down" and len(t) > 2 and _misfit(t**2, y[drop]) < _misfit(t, y[drop]):
+        return "fall", "down"
+    return "bounce", way
+
+
+def _misfit(t: np.ndarray, y: np.ndarray) -> float:
+    """Squared error of the best line through (t, y)."""
+    return float(((y - np.polyval(np.polyfit(t, y, 1), t)) ** 2).sum())
+
+
+def _turned(shape: str, angles: list[tuple[int, float]]) -> float:
+    """Radians turned through the clip: angles are known up to the shape's symmetry and change little between frames."""
+    if len(angles) < 3:
+        return 0.0
+    period = 2 * np.pi / SYMMETRY[shape]
+    value = np.unwrap([angle for _, angle in angles], period=period)
+    time = np.array([frame for frame, _ in angles], float)
+    slope = np.polyfit(time, value, 1)[0]
+    return float(slope * (time[-1] - time[0]))
+
+
+def _meet(objects: list[Object]) -> None:
+    """Two that turn back from each other, at one time and side by side, have collided."""
+    for i, a in enumerate(objects):
+        for b in objects[:i]:
+            if {(a.motion, a.way), (b.motion, b.way)} != {("bounce", "left"), ("bounce", "right")}:
+                continue
+            common, ia, ib = np.intersect1d(a.frames, b.frames, return_indices=True)
+            if not len(common):
+                continue
+            gap = np.hypot(*(a.path[ia] - b.path[ib]).T)
+            reach = (np.sqrt(a.area.mean()) + np.sqrt(b.area.mean())) / 2
+            if gap.min() < 2 * reach:
+                a.motion = b.motion = "collide"
+
+
+def read_camera(video: Float[np.ndarray, "f h w 3"], blobs: list[Blob], objects: list[Object]) -> str:
+    """What the camera does: objects that move or grow alike and a background that does so with them."""
+    f, h, w, _ = video.shape
+    whole = [seen for seen in objects if seen.frames[0] == 0 and seen.frames[-1] == f - 1]
+    if f == 1 or not whole:
+        return "still"
+    free = np.ones((f, h, w), bool)
+    for blob in blobs:
+        if blob.frame in (0, f - 1):
+            free[blob.frame, blob.pixels[:, 0], blob.pixels[:, 1]] = False
+    free[0], free[-1] = ~grow(~free[0], 3), ~grow(~free[-1], 3)
+    first, last = _soft(video[0]), _soft(video[-1])
+
+    def mismatch(x, y):  # the last frame against the first, seen at x, y
+        x, y = (
+            np.floor(x).astype(int) + 0 * np.floor(y).astype(int),
+            np.floor(y).astype(int) + 0 * np.floor(x).astype(int),
+        )
+        inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+        x, y = np.clip(x, 0, w - 1), np.clip(y, 0, h - 1)
+        both = inside & free[-1] & free[0][y, x]
+        if both.sum() < 0.1 * h * w:
+            return np.inf
+        return np.abs(last - first[y, x]).mean(-1)[both].mean()
+
+    y, x = (np.arange(h) + 0.5)[:, None], (np.arange(w) + 0.5)[None]
+    as_it_was = mismatch(x, y)
+    explained = min(0.75 * as_it_was, as_it_was - 0.4)  # at least a quarter less, and more than noise differs by
+    move = np.mean([seen.path[-1] - seen.path[0] for seen in whole], 0)
+    ratio = np.mean([np.sqrt(seen.area[-1] / seen.area[0]) for seen in whole])
+    axis = int(np.abs(move / (w, h)).argmax())
+    if ratio > 1.25 or ratio < 1 / 1.25:
+        zoomed = min(
+            mismatch((x - w / 2) / r + w / 2, (y - h / 2) / r + h / 2) for r in ratio ** np.array([0.9, 1, 1.1, 1.2])
+        )
+        if zoomed < explained:
+            return "zoom in" if ratio > 1 else "zoom out"
+    elif np.abs(move[axis]) > 0.15 * (w, h)[axis]:
+        step = np.zeros(2)
+        step[axis] = move[axis]
+        if mismatch(x - step[0], y - step[1]) < explained:
+            return "pan " + STRAIGHT[2 * axis + int(move[axis] < 0)]
+    return "still"
+
+
+def _soft(image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    """A 3 x 3 mean, against noise."""
+    wide = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    h, w = image.shape[:2]
+    return sum(wide[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
+
+
+# ------------------------------------------------------------------------------------------------ judgement
+
+
+def agrees(seen: Seen, scene) -> dict:
+    """What of a `worlds.Scene` was seen: lists of one bool for each of its objects, and for the clip as a whole.
+
+    color: an object of that colour is there (one named twice must be there twice). shape: that object has the shape.
+    motion: that object moves so, with its direction where it goes straight, bounces or falls; an image has none: True.
+    count: as many objects as there should be, no more. camera: as it should be.
+    """
+    left = list(seen.objects)
+    color, shape, motion = [], [], []
+    for thing in scene.things:
+        same = [o for o in left if o.color == thing.color]
+        same.sort(key=lambda o: (o.shape != thing.shape, o.motion != thing.motion))
+        found = same[0] if same else None
+        if found is not None:
+            left = [o for o in left if o is not found]
+        directed = thing.motion in (*STRAIGHT, "bounce", "fall")
+        color.append(found is not None)
+        shape.append(found is not None and found.shape == thing.shape)
+        moves = found is not None and found.motion == thing.motion and (not directed or found.way == thing.way)
+        motion.append(scene.frames == 1 or moves)
+    return {
+        "color": color,
+        "shape": shape,
+        "motion": motion,
+        "count": seen.count == len(scene.things),
+        "camera": seen.camera == scene.camera,
+    }
