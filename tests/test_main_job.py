@@ -1,4 +1,4 @@
-"""The main job, whole, in real processes: what `make train` runs, at toy scale; and the README's commands, as written."""
+"""The main job, whole, in real processes: `make train` at toy scale, and the README's commands as written."""
 
 import json
 import os
@@ -20,12 +20,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def environment(tmp_path):
     """As people have it: one device, and `sora-jax` and `python` on the PATH."""
-    command = tmp_path / "bin" / "sora-jax"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sora_jax.cli "$@"\n')
-    command.chmod(0o755)
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, line in {"sora-jax": "-m sora_jax.cli", "python": ""}.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {line} "$@"\n')
+        (folder / name).chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     return {**{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}, "PATH": path}
 
 
