@@ -18,6 +18,7 @@ bit: all that decides a number is in the state and the cursor, and nothing that 
 them.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -58,11 +59,12 @@ def run(task, config, workdir: str | Path) -> dict:
     workdir = Path(workdir)
     compilation_cache()
     update, abstract, fresh, spread = prepare(task, config)
-    resuming = bool(checkpoint.steps(workdir / "checkpoints"))
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
+        lock = only_run(workdir)
+        resuming = bool(checkpoint.steps(workdir / "checkpoints"))
         keep_config(config, workdir, resuming)
-    with Stop() as stop, checkpoint.Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
+    with Stop() as stop, lock, checkpoint.Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
         if resuming:
             state, cursor = checkpoint.restore(workdir / "checkpoints", abstract)
             say(f"resuming {workdir} from step {int(state['step'])}")
@@ -231,6 +233,19 @@ class Stop:
     def __exit__(self, *error):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def only_run(workdir: Path):
+    """The open file whose lock says that a run is at work here; a killed process loses it. InputError if taken."""
+    lock = (workdir / "lock").open("w")
+    try:
+        if jax.process_index() == 0:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        sentence = f"another run is training in {workdir}; stop it, or give another --workdir"
+        raise InputError(sentence) from None
+    return lock
 
 
 def keep_config(config, workdir: Path, resuming: bool) -> None:
