@@ -137,7 +137,7 @@ def evaluate_world(args) -> None:
     """Paint held-out prompts of the embedded world and ask its oracle, which sees pixels alone, what they show."""
     from sora_jax.evaluate import world
 
-    world.evaluate(args.model, quiet=args.json)
+    world.evaluate(args.model, seeds=args.seeds, steps=args.steps, guidance=args.guidance, quiet=args.json)
 
 
 def report(facts: dict) -> None:
@@ -230,6 +230,9 @@ def parser() -> argparse.ArgumentParser:
     kinds = judge.add_subparsers(metavar="WHAT", required=True)
     p = verb(kinds, "world", evaluate_world, "what the world's oracle sees in prompted videos")
     p.add_argument("--model", default="tiny", metavar="DIR")
+    p.add_argument("--seeds", type=int, default=200, metavar="N", help="held-out scenes to ask for (default 200)")
+    p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
+    p.add_argument("--guidance", type=float, metavar="G", help="how hard to follow the prompt (default: the model's)")
     p.add_argument("--json", action="store_true", help="print the JSON line alone")
     return root
 
