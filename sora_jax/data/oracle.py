@@ -59,12 +59,12 @@ def oracle(frames: UInt8[np.ndarray, "f h w 3"]) -> Seen:
     tracks = follow(blobs, len(video), min(video.shape[1:3]))
     objects = []
     for track in tracks:
-        shape, angles = read_shape(video, track)
+        shape = read_shape(video, track)
         path = np.array([blob.center for blob in track])
         area = np.array([float(len(blob.pixels)) for blob in track])
         at = np.array([blob.frame for blob in track])
         seen = Object(track[0].color, shape, "still", "", at, path, area)
-        seen.motion, seen.way = read_motion(seen, angles, video.shape)
+        seen.motion, seen.way = read_motion(video, track, seen)
         objects.append(seen)
     camera = read_camera(video, blobs, objects)
     if camera != "still":  # what moves with the world stands still in it
@@ -104,6 +104,12 @@ def nearest_color(rgb: Float[np.ndarray, "... 3"]) -> Int[np.ndarray, "..."]:
     return np.abs((turn + np.pi) % (2 * np.pi) - np.pi).argmin(-1)
 
 
+def saturation(rgb: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+    """Largest channel minus smallest."""
+    r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    return np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
+
+
 def components(mask: Bool[np.ndarray, "f h w"]) -> Int[np.ndarray, "f h w"]:
     """A number for every connected region (4 neighbours, frame by frame), 0 outside.
 
@@ -126,7 +132,7 @@ def components(mask: Bool[np.ndarray, "f h w"]) -> Int[np.ndarray, "f h w"]:
 def find(video: Float[np.ndarray, "f h w 3"]) -> list[Blob]:
     """The blobs of all frames."""
     _, h, w, _ = video.shape
-    chroma = video.max(-1) - video.min(-1)
+    chroma = saturation(video)
     ids = components(chroma > SATURATED)
     index = np.flatnonzero(ids)
     index = index[np.argsort(ids.ravel()[index], kind="stable")]
@@ -205,10 +211,10 @@ def coverage(image: Float[np.ndarray, "h w 3"], blob: Blob) -> tuple[Float[np.nd
     patch = image[r0 : rows.max() + 7, c0 : cols.max() + 7]
     own = np.zeros(patch.shape[:2], bool)
     own[rows - r0, cols - c0] = True
-    object_like = patch.max(-1) - patch.min(-1) > SATURATED
+    object_like = saturation(patch) > SATURATED
     b = surroundings(patch, ~grow(own | object_like, 2))
     inside = patch[own]
-    chroma = inside.max(-1) - inside.min(-1)
+    chroma = saturation(inside)
     c = inside[chroma >= 0.8 * np.percentile(chroma, 90)].mean(0)
     lean = 400.0
     bb, bc, cc = (b * b).sum(-1) + lean, b @ c + lean, c @ c + lean
@@ -245,29 +251,37 @@ def compare(alpha: Float[np.ndarray, "k j"], shapes, turns: int = 8) -> dict[str
     return result
 
 
-def read_shape(video: Float[np.ndarray, "f h w 3"], track: list[Blob]) -> tuple[str, list[tuple[int, float]]]:
-    """The shape by the vote of an object's clearest frames, and its (frame, angle) through the clip."""
+def read_shape(video: Float[np.ndarray, "f h w 3"], track: list[Blob]) -> str:
+    """The shape by the vote of an object's clearest frames."""
+    votes = [compare(coverage(video[blob.frame], blob)[0], SHAPES) for blob in _clear(track, 6)]
+    return min(SHAPES, key=lambda name: sum(vote[name][0] for vote in votes))
+
+
+def read_turn(video: Float[np.ndarray, "f h w 3"], track: list[Blob], shape: str) -> float:
+    """Radians turned clockwise through the clip: angles are known up to a symmetry and change little by frame."""
+    clear = _clear(track, 17)
+    if shape not in SYMMETRY or len(clear) < 3:
+        return 0.0
+    angles = [compare(coverage(video[blob.frame], blob)[0], [shape], 12)[shape][1] for blob in clear]
+    time = np.array([blob.frame for blob in clear], float)
+    slope = np.polyfit(time, np.unwrap(angles, period=2 * np.pi / SYMMETRY[shape]), 1)[0]
+    return float(slope * (time[-1] - time[0]))
+
+
+def _clear(track: list[Blob], most: int) -> list[Blob]:
+    """Blobs that nothing touches or covers, near their largest: at most so many, spread over the clip."""
     clear = [blob for blob in track if blob.alone] or track
     largest = np.percentile([len(blob.pixels) for blob in clear], 90)
-    clear = [blob for blob in clear if len(blob.pixels) > 0.75 * largest] or clear
-    votes = [compare(coverage(video[blob.frame], blob)[0], SHAPES) for blob in _spread(clear, 6)]
-    shape = min(SHAPES, key=lambda name: sum(vote[name][0] for vote in votes))
-    if shape not in SYMMETRY or len(clear) < 3:
-        return shape, []
-    angles = [(b.frame, compare(coverage(video[b.frame], b)[0], [shape], 12)[shape][1]) for b in _spread(clear, 17)]
-    return shape, angles
-
-
-def _spread(items: list, most: int) -> list:
-    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
+    clear = [blob for blob in clear if len(blob.pixels) > 0.75 * largest]
+    return [clear[i] for i in np.unique(np.linspace(0, len(clear) - 1, min(most, len(clear))).round().astype(int))]
 
 
 # ------------------------------------------------------------------------------------------------ motion
 
 
-def read_motion(seen: Object, angles: list[tuple[int, float]], shape: tuple[int, ...]) -> tuple[str, str]:
+def read_motion(video: Float[np.ndarray, "f h w 3"], track: list[Blob], seen: Object) -> tuple[str, str]:
     """(motion, way) as worlds.Thing has them, from an object's path, areas and angles, the camera being still."""
-    f, h, w, _ = shape
+    f, h, w, _ = video.shape
     if f == 1 or len(seen.frames) < 3:
         return "still", ""
     parts = np.array_split(np.arange(len(seen.frames)), min(9, len(seen.frames)))
@@ -280,7 +294,7 @@ def read_motion(seen: Object, angles: list[tuple[int, float]], shape: tuple[int,
         ratio = size[-max(len(size) // 8, 1) :].mean() / size[: max(len(size) // 8, 1)].mean()
         if ratio > 1.2 or ratio < 1 / 1.2:
             return ("grow" if ratio > 1 else "shrink"), ""
-        turned = _turned(seen.shape, angles)
+        turned = read_turn(video, track, seen.shape)
         return ("spin", "clockwise" if turned > 0 else "counterclockwise") if abs(turned) > 0.5 else ("still", "")
     if span.min() > 0.5 * span.max():
         spoke = path - (path.max(0) + path.min(0)) / 2
@@ -310,17 +324,6 @@ def read_motion(seen: Object, angles: list[tuple[int, float]], shape: tuple[int,
 def _misfit(t: np.ndarray, y: np.ndarray) -> float:
     """Squared error of the best line through (t, y)."""
     return float(((y - np.polyval(np.polyfit(t, y, 1), t)) ** 2).sum())
-
-
-def _turned(shape: str, angles: list[tuple[int, float]]) -> float:
-    """Radians turned through the clip: angles are known up to the shape's symmetry and change little between frames."""
-    if len(angles) < 3:
-        return 0.0
-    period = 2 * np.pi / SYMMETRY[shape]
-    value = np.unwrap([angle for _, angle in angles], period=period)
-    time = np.array([frame for frame, _ in angles], float)
-    slope = np.polyfit(time, value, 1)[0]
-    return float(slope * (time[-1] - time[0]))
 
 
 def _meet(objects: list[Object]) -> None:
