@@ -1,0 +1,117 @@
+"""Laws of the diffusion transformer: packed == alone, neighbours change nothing, one program for any sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.data.packing import positions
+from sora_jax.models import layers
+from sora_jax.models.dit import DiT
+
+ROW, TEXT, WIDTH = 48, 24, 48
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return DiT(width=WIDTH, depth=2, heads=2, mlp=96, channels=4, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def apply(dit):
+    return jax.jit(lambda p, b: dit.apply({"params": p}, *b))
+
+
+def clip(seed: int, grid: tuple[int, int, int], words: int) -> dict:
+    rng = np.random.default_rng(seed)
+    n = int(np.prod(grid))
+    return {
+        "x": rng.standard_normal((n, 16)).astype(np.float32),
+        "pos": positions(grid),
+        "t": float(rng.uniform(0.1, 0.9)),
+        "ctx": rng.standard_normal((words, WIDTH)).astype(np.float32),
+    }
+
+
+def row(clips: list[dict], shift: int = 0) -> tuple:
+    """The model's arguments for these clips side by side, after `shift` patches of padding."""
+    x, pos = np.zeros((1, ROW, 16), np.float32), np.zeros((1, ROW, 3), np.int32)
+    seg, level = np.zeros((1, ROW), np.int32), np.zeros((1, ROW), np.int32)
+    t, ctx, txt_seg = (
+        np.zeros((1, 4), np.float32),
+        np.zeros((1, TEXT, WIDTH), np.float32),
+        np.zeros((1, TEXT), np.int32),
+    )
+    at, word = shift, 0
+    for i, c in enumerate(clips, 1):
+        here = slice(at, at := at + len(c["x"]))
+        x[0, here], pos[0, here], seg[0, here], level[0, here], t[0, i] = c["x"], c["pos"], i, i, c["t"]
+        there = slice(word, word := word + len(c["ctx"]))
+        ctx[0, there], txt_seg[0, there] = c["ctx"], i
+    return tuple(jnp.asarray(a) for a in (x, pos, seg, t, level, ctx, txt_seg))
+
+
+@pytest.fixture(scope="module")
+def params(dit):
+    params = jax.jit(dit.init)(jax.random.key(0), *row([clip(0, (1, 2, 2), 3)]))["params"]
+    leaves, tree = jax.tree.flatten(params)  # no zeros: every path must carry something
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+CLIPS = [clip(1, (2, 3, 2), 5), clip(2, (1, 2, 4), 3), clip(3, (3, 2, 3), 7)]
+
+
+def test_packed_equals_alone(apply, params):
+    together = np.asarray(apply(params, row(CLIPS)))[0]
+    at = 0
+    for c in CLIPS:
+        alone = np.asarray(apply(params, row([c], shift=5)))[0, 5 : 5 + len(c["x"])]
+        np.testing.assert_allclose(together[at : at + len(c["x"])], alone, atol=1e-5)
+        at += len(c["x"])
+
+
+def test_a_neighbour_changes_nothing_bitwise(apply, params):
+    n = len(CLIPS[0]["x"])
+    other = [CLIPS[0], {**CLIPS[1], "x": 100 * CLIPS[1]["x"], "t": 0.01, "ctx": -CLIPS[1]["ctx"]}, CLIPS[2]]
+    a, b = apply(params, row(CLIPS)), apply(params, row(other))
+    assert (np.asarray(a)[0, :n] == np.asarray(b)[0, :n]).all()
+    assert not np.allclose(a[0, n : n + 8], b[0, n : n + 8])
+
+
+def test_gradients_packed_equal_the_sum_of_gradients_alone(dit, params):
+    grad = jax.jit(
+        jax.grad(lambda p, b: jnp.sum(jnp.where(b[2][..., None] > 0, dit.apply({"params": p}, *b), 0.0) ** 2))
+    )
+    together = grad(params, row(CLIPS))
+    alone = jax.tree.map(lambda *g: sum(g), *(grad(params, row([c])) for c in CLIPS))
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone)):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()) + 1e-5)
+
+
+def test_any_sizes_are_one_program(dit, params):
+    f = jax.jit(lambda p, b: dit.apply({"params": p}, *b))
+    f(params, row(CLIPS))
+    f(params, row([clip(4, (1, 6, 4), 2)]))
+    f(params, row([clip(5, (4, 2, 5), 9)]))
+    assert f._cache_size() == 1
+
+
+def test_long_rows_in_blocks_equal_the_whole(monkeypatch):
+    key = jax.random.key(0)
+    q, k, v = (jax.random.normal(i, (2, 50, 2, 8)) for i in jax.random.split(key, 3))
+    seg = jnp.asarray(np.repeat([[1, 2, 0], [3, 3, 1]], [20, 20, 10], axis=1))
+    whole = layers.attend(q, k, v, seg, seg)
+    monkeypatch.setattr(layers, "QUERY_CHUNK", 16)
+    np.testing.assert_allclose(layers.attend(q, k, v, seg, seg), whole, atol=1e-6)
+
+
+def test_rotary_positions_are_relative():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 24))
+    pos = lambda *p: jnp.asarray([[p]])  # noqa: E731
+
+    def score(a, b):
+        return float((layers.rotate(q, *layers.rope(a, 24)) * layers.rotate(k, *layers.rope(b, 24))).sum())
+
+    assert score(pos(1, 2, 3), pos(0, 0, 0)) == pytest.approx(score(pos(6, 3, 9), pos(5, 1, 6)), abs=1e-5)
+    assert score(pos(1, 2, 3), pos(0, 0, 0)) != pytest.approx(score(pos(1, 2, 3), pos(1, 0, 0)), abs=1e-3)
