@@ -6,8 +6,9 @@ itself (`canvas.training_mask`, shares of `config.masks`): known patches are cle
     loss = mean over patches to paint of |prediction - target|^2                    (flow.target, config.flow.predict)
 
 Keys of the config it reads: text, dit (fields of `TextEncoder`, `DiT`; trained together), flow = dict(predict, law,
-shift_base), masks, data (see `data.pipeline.latents`; held_out: latents never trained on), vae_model (the folder whose VAE made
-the latents), tokenizer, sample (kept with the model) and prompts: (text, (w, h), frames) painted at fixed seeds.
+shift_base), masks, data (see `data.pipeline.latents`; path and held_out are folders of latents, or "world" and
+"world-held-out", small sets made on the spot), vae_model (the folder whose VAE made the latents), tokenizer, sample (kept
+with the model) and prompts: (text, (w, h), frames), painted at fixed seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sora_jax import media
-from sora_jax.data import dataset, pipeline
+from sora_jax.data import dataset, pipeline, worlds
 from sora_jax.diffusion import canvas, flow
 from sora_jax.errors import InputError
 from sora_jax.model import Model, find, load
@@ -32,6 +33,7 @@ from sora_jax.train.tasks import Task
 
 EVAL_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 EVAL_BATCHES = 4
+WORLD_CLIPS = 64
 
 
 def make(config) -> Task:
@@ -92,9 +94,21 @@ def make(config) -> Task:
         return stream(config.data.path, config.seed, cursor)
 
     def stream(path: str, seed: int, cursor):
-        return pipeline.latents(
-            dataset.open_latents(path), config.data, tokenizer=tokenizer, patch=dit.patch, seed=seed, cursor=cursor
-        )
+        source = world(path) if path.startswith("world") else dataset.open_latents(path)
+        return pipeline.latents(source, config.data, tokenizer=tokenizer, patch=dit.patch, seed=seed, cursor=cursor)
+
+    @cache
+    def world(path: str) -> list[dict]:
+        """A few scenes of two sizes, encoded here and now: enough to see everything run, not to learn from."""
+        shapes, records = (((48, 32), 5), ((32, 32), 1)), []
+        for i in range(WORLD_CLIPS):
+            size, frames = shapes[i % 2]
+            seed = i + (worlds.HELD_OUT if path == "world-held-out" else 0)
+            scene = worlds.sample(seed, size=size, frames=frames)
+            short, long = worlds.captions(scene)
+            z = decoder().encode(media.Video(worlds.render(scene), scene.fps))
+            records.append({"z": z, "caption_short": short, "caption_long": long})
+        return records
 
     @cache
     def held_out() -> list[dict]:
