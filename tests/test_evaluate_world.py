@@ -1,0 +1,71 @@
+"""Laws of the evaluation: truth scores 1, a model is asked for exactly what its scenes are, lies are found out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sora_jax.data import worlds
+from sora_jax.evaluate import world
+from sora_jax.media import Video
+
+FIRST = worlds.HELD_OUT + 5000
+
+
+class Perfect:
+    """Renders the scene of every prompt and loses nothing in its latents: what a perfect model would score."""
+
+    def __init__(self, scenes):
+        self.scenes = dict(zip(world.prompts(scenes), scenes, strict=True))
+
+    def encode(self, video):
+        return video.frames
+
+    def decode(self, z):
+        return Video(z, 8.0)
+
+    def generate(self, prompt, *, size, frames, seed, steps, guidance):
+        videos = []
+        for text, (w, h), f in zip(prompt, size, frames, strict=True):
+            scene = self.scenes[text]
+            assert (w, h, f) == (scene.width, scene.height, scene.frames)
+            videos.append(Video(self.show(scene), scene.fps))
+        return videos
+
+    def show(self, scene):
+        return worlds.render(scene)
+
+
+class Backwards(Perfect):
+    """Runs every clip from its end to its beginning."""
+
+    def show(self, scene):
+        return worlds.render(scene)[::-1]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [worlds.sample(FIRST + i) for i in range(30)]
+
+
+def test_truth_scores_one(scenes, capsys):
+    result = world.evaluate(Perfect(scenes), seeds=30, first=FIRST, batch=7)
+    for name in world.SCORES:
+        assert result[name] == result["ceiling"][name] == result["truth"][name]
+        assert result[name] is None or result[name] >= 0.95, (name, result[name])
+    out = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(out[-1]) == json.loads(json.dumps(result)) and "ceiling" in "\n".join(out[:-1])
+    assert sum(group["clips"] for group in result["by"]["size"].values()) == 30
+
+
+def test_backwards_is_the_wrong_direction(scenes, capsys):
+    result = world.evaluate(Backwards(scenes), seeds=30, first=FIRST, quiet=True)
+    assert result["direction"] == 0 and result["color"] >= 0.95 and result["truth"]["direction"] >= 0.95
+    assert len(capsys.readouterr().out.strip().splitlines()) == 1
+
+
+def test_prompts_are_the_captions_of_training(scenes):
+    texts = world.prompts(scenes)
+    assert all(text in worlds.captions(scene) for text, scene in zip(texts, scenes))
+    assert all(worlds.held_out(scene.seed) for scene in scenes) and len(set(texts)) == len(texts)
+    assert np.mean([len(text.split()) for text in texts[::2]]) < np.mean([len(text.split()) for text in texts[1::2]])
