@@ -88,6 +88,18 @@ def test_fewer_open_rows_than_restored_closes_the_fullest():
     assert held(first) == held(second)
 
 
+def test_smaller_rows_than_restored_are_packed_anew():
+    clips = sizes(100)
+    first, second = Packer(128, 999, 9, 8, 9), Packer(90, 40, 6, 8, 9)
+    list(stream(first, clips))
+    second.restore(first.state(), clips.__getitem__)
+    held = lambda packer: sorted(i for row in packer.open + packer.closed for i in row)
+    assert held(first) == held(second) == sorted(second.sizes)
+    for row in second.open + second.closed:
+        patches, tokens = np.sum([clips[i] for i in row], 0)
+        assert patches <= 90 and tokens <= 40 and len(row) <= 6
+
+
 def test_what_fits_no_row_is_one_sentence():
     packer = Packer(64, 8, 4, 4)
     with pytest.raises(InputError, match="65 patches do not fit into a row of 64"):

@@ -198,17 +198,26 @@ class Packer:
         return {"steps": self.steps} | {name: [list(row) for row in rows[name]] for name in rows}
 
     def restore(self, state: dict, size_of: Callable[[int], Size]) -> None:
-        """Puts a state back; `size_of(clip)` says again how large each clip is."""
-        self.steps = state["steps"]
-        self.open, self.closed = [], [list(row) for row in state["closed"]]
-        self.sizes = {clip: size_of(clip) for row in [*state["closed"], *state["open"]] for clip in row}
-        for row in state["open"]:
-            if len(self.open) == self.open_rows:  # more than there may be, when hosts have become fewer
-                self._close(int(self.room[0].argmin()))
-            self.room[:, len(self.open)] = self.row, self.text_row, self.segments
-            for clip in row:
-                self.room[:, len(self.open)] -= (*self.sizes[clip], 1)
-            self.open.append(list(row))
+        """Puts a state back; `size_of(clip)` says again how large each clip is.
+
+        Also into a packer of another shape: rows that are now too full are packed anew.
+        """
+        self.steps, self.open, self.closed, self.sizes = state["steps"], [], [], {}
+        loose = []
+        for kind, row in [("closed", row) for row in state["closed"]] + [("open", row) for row in state["open"]]:
+            self.sizes |= {clip: size_of(clip) for clip in row}
+            room = (self.row, self.text_row, self.segments) - np.sum([(*self.sizes[clip], 1) for clip in row], 0)
+            if room.min() < 0:
+                loose += row
+            elif kind == "closed" or not room.all():
+                self.closed.append(list(row))
+            else:
+                if len(self.open) == self.open_rows:  # hosts have become fewer
+                    self._close(int(self.room[0].argmin()))
+                self.room[:, len(self.open)] = room
+                self.open.append(list(row))
+        for clip in loose:
+            self.add(clip, self.sizes[clip])
 
 
 def turn(step: int) -> float:

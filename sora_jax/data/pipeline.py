@@ -1,9 +1,9 @@
 """What training reads: shuffled, packed, the same in every run, resumed where it stopped, on any number of hosts.
 
 Every clip shown has a position: e * n + i is the i-th clip of epoch e, and which one that is follows from (seed, e, i)
-by `tf.random.experimental.index_shuffle`, a permutation that is computed and not stored. All that is random about a clip
-(its caption, its crop, its dropped patches) is drawn from (seed, position). So a cursor is made of positions alone: those
-not yet read and those that wait in the packer; what they stand for is read again when a run goes on.
+by `tf.random.experimental.index_shuffle`, a permutation that is computed and not stored. All that is random about a
+clip (its caption, its crop, its dropped patches) is drawn from (seed, position). So a cursor is all positions:
+those not yet read and those that wait in the packer; what they stand for is read again when a run goes on.
 
     latents    DiT batches: x, pos, seg, grid, txt, txt_seg (`packing.collate`)
     clips      VAE batches: video uint8 [b f h w 3], its shape going through data.crops in turn
@@ -14,15 +14,17 @@ Both iterators yield (batch, cursor), the cursor being the state from which the 
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from sora_jax import media
 from sora_jax.data import dataset, packing, worlds
 from sora_jax.errors import InputError
 
 THREADS = 4  # that read and render ahead
-AHEAD = 32  # clips that are ready before they are asked for
+BLOCK = 8  # latents that a thread reads at a time
 END = 2**62  # of a range of positions that has none
 
 Ranges = list[list[int | None]]  # positions in order, as [start, stop, step]; stop None: without end
@@ -42,7 +44,7 @@ def latents(
     """Packed rows of the latents in `source` (dicts of z [f h w c] and caption_*), without end, each with its cursor.
 
     data: row, text_row and segments (what a row holds), rows (of a step, over all hosts), open_rows and lookahead (see
-    `packing.Packer`; without look-ahead rows come as they fill), drop (the share of its patches that a clip leaves out),
+    `packing.Packer`; without look-ahead rows come as they fill), drop (share of its patches that a clip leaves out),
     captions ({name: weight}: which caption_<name> it brings), text_dropout (how often it brings none), text_tokens
     (longer texts lose their end; the cursor counts them in "truncated"). tokenizer.encode(text) -> ids, end mark last.
 
@@ -67,42 +69,39 @@ def latents(
             "go on with the dataset it was trained on, or begin anew in another workdir"
         )
 
-    def load(position: int, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(patches, size in latents, token ids, tokens cut off) of the clip at a position."""
-        record, rng = source[index], generator(seed, position)
-        txt = tokenizer.encode(caption(record, data.captions, data.text_dropout, rng))
-        cut = max(0, len(txt) - data.text_tokens)
-        if cut:
-            txt = [*txt[: data.text_tokens - 1], txt[-1]]
-        size = np.asarray(record["z"].shape[:3], np.int64)
-        x = packing.patchify(np.asarray(record["z"], np.float32), patch)
-        return x, size, np.asarray(txt, np.int64), np.asarray(cut)
+    weights, dropout, drop, most = dict(data.captions), data.text_dropout, data.drop, data.text_tokens
 
-    def finished(position: int, x, size, txt) -> packing.Clip:
-        grid = packing.grid_of(size, patch)
-        clip = packing.Clip(x, packing.positions(grid), grid, txt)
-        return packing.dropped(clip, data.drop, generator(seed, position, 1)) if data.drop else clip
+    def load(position: int, index: int) -> tuple[packing.Clip, bool]:
+        """The clip at a position, and whether its text had to be cut."""
+        record, rng = source[index], generator(seed, position)
+        txt = tokenizer.encode(caption(record, weights, dropout, rng))
+        cut = len(txt) > most
+        if cut:
+            txt = [*txt[: most - 1], txt[-1]]
+        grid = packing.grid_of(record["z"].shape, patch)
+        clip = packing.Clip(packing.patchify(record["z"], patch), packing.positions(grid), grid, txt)
+        return (packing.dropped(clip, drop, rng) if drop else clip), cut
 
     def batches() -> Iterator[tuple[dict[str, np.ndarray], dict]]:
-        waiting = {}
-        for position in chain(*cursor["closed"], *cursor["open"]):
-            x, size, txt, _ = load(position, shuffled(position, len(source), seed))
-            waiting[position] = finished(position, x, size, txt)
+        held = list(chain(*cursor["closed"], *cursor["open"]))
+        indices = shuffled(held, len(source), seed).tolist()
+        waiting = {position: load(position, index)[0] for position, index in zip(held, indices)}
         packer.restore(cursor, lambda position: (len(waiting[position].x), len(waiting[position].txt)))
         read, truncated = cursor["read"], cursor["truncated"]
-        loaded = ahead(read, len(source), seed, load, ("float32", "int64", "int64", "int64"))
+        loaded = ahead(read, len(source), seed, load, BLOCK)
         taken = 0  # from `read`
         while True:
             while (step := packer.take(data.rows // hosts)) is None:
-                position, (x, size, txt, cut) = next(loaded)
-                clip = waiting[position] = finished(position, x, size, txt)
+                position, (clip, cut) = next(loaded)
+                waiting[position] = clip
                 try:
                     packer.add(position, (len(clip.x), len(clip.txt)))
                 except InputError as error:
-                    name = source[shuffled(position, len(source), seed)].get("name", "a clip")
-                    what = "x".join(map(str, size.tolist()))
-                    raise InputError(f"{name} has {what} latents (frames x height x width): its {error}") from None
-                truncated += int(cut > 0)
+                    record = source[int(shuffled(position, len(source), seed))]
+                    size = "x".join(map(str, record["z"].shape[:3]))
+                    name = record.get("name", "a clip")
+                    raise InputError(f"{name} has {size} latents (frames x height x width): its {error}") from None
+                truncated += cut
                 taken += 1
             rows = [[waiting.pop(position) for position in row] for row in step]
             now = {"clips": len(source), "read": after(read, taken), "truncated": truncated, **packer.state()}
@@ -150,24 +149,25 @@ def clips(
         raise InputError("the dataset of clips is empty")
     starts = np.cumsum([0, *(b for b, *_ in crops)])  # a crop's first position in a cycle through all crops
 
-    def load(position: int, index: int) -> tuple[np.ndarray]:
+    def load(position: int, index: int) -> UInt8[np.ndarray, "f h w 3"]:
         _, f, h, w = crops[np.searchsorted(starts, position % starts[-1], side="right") - 1]
         if world:
-            return (worlds.render(worlds.sample(index, size=(w, h), frames=f)),)
+            return worlds.render(worlds.sample(index, size=(w, h), frames=f))
         epoch, i = divmod(position, n)
-        for other in chain([index], (shuffled(epoch * n + (i + k) % n, n, seed) for k in range(1, n))):
+        others = (int(shuffled(epoch * n + (i + k) % n, n, seed)) for k in range(1, n))
+        for other in chain([index], others):
             record = source[other]
             if record["frames"] >= f and record["height"] >= h and record["width"] >= w:
-                return (crop(media.decode(record["media"]).frames, (f, h, w), generator(seed, position)),)
+                return crop(media.decode(record["media"]).frames, (f, h, w), generator(seed, position))
         raise InputError(f"none of the {n} clips is as large as the crop {f}x{h}x{w} (frames x height x width)")
 
     def batches() -> Iterator[tuple[dict[str, np.ndarray], dict]]:
         step = cursor["step"] if cursor else 0
         first = step // len(crops) * int(starts[-1]) + int(starts[step % len(crops)])
-        loaded = ahead([[first + host, None, hosts]], n, seed, load, ("uint8",))
+        loaded = ahead([[first + host, None, hosts]], n, seed, load, block=1)
         while True:
             b = crops[step % len(crops)][0] // hosts
-            video = np.stack([frames for _, (frames,) in islice(loaded, b)])
+            video = np.stack([frames for _, frames in islice(loaded, b)])
             step += 1
             yield {"video": video}, {"step": step}
 
@@ -225,40 +225,46 @@ def after(read: Ranges, count: int) -> Ranges:
     return left
 
 
-def generator(seed: int, position: int, what: int = 0) -> np.random.Generator:
-    """The random numbers of the clip at a position; `what` tells independent streams apart."""
-    return np.random.Generator(np.random.Philox(key=[(seed << 8) + what, position]))
+def generator(seed: int, position: int) -> np.random.Generator:
+    """The random numbers of the clip at a position."""
+    return np.random.Generator(np.random.Philox(key=[seed, position]))
 
 
-def shuffled(position: int, n: int, seed: int) -> int:
-    """The index of the clip at a position: epoch position // n goes through 0..n-1 in an order of its own."""
+def shuffled(positions: Int[np.ndarray, "k"] | int, n: int, seed: int) -> Int[np.ndarray, "k"]:
+    """The clip at each position: epoch position // n goes through 0..n-1 in an order of its own."""
     import tensorflow as tf
 
-    return int(_shuffled(tf, tf.constant(position, tf.int64), n, seed))
+    return _shuffled(tf, tf.constant(positions, tf.int64), n, seed).numpy()
 
 
-def _shuffled(tf, position, n: int, seed: int):
-    seeds = tf.stack([tf.constant(seed, tf.int64), position // n])
-    return tf.random.experimental.index_shuffle(position % n, seeds, tf.constant(n - 1, tf.int64))
+def _shuffled(tf, positions, n: int, seed: int):
+    # The op of index_shuffle(position % n, [seed, epoch], n - 1), which puts this number before the two seeds, but for
+    # several positions with their own seeds in the wrong place (TensorFlow 2.21).
+    ones = tf.ones_like(positions)
+    seeds = tf.stack([ones * 498247692, ones * seed, positions // n], -1)
+    return tf.raw_ops.RandomIndexShuffle(index=positions % n, seed=seeds, max_index=ones * (n - 1), rounds=4)
 
 
-def ahead(read: Ranges, n: int, seed: int, load: Callable, dtypes: Sequence[str]) -> Iterator[tuple[int, tuple]]:
-    """(position, load(position, index)) for the positions of `read` in order, computed ahead in threads by tf.data."""
+def ahead(read: Ranges, n: int, seed: int, load: Callable, block: int) -> Iterator[tuple[int, Any]]:
+    """(position, load(position, index)) for the positions of `read`, in order, computed ahead by tf.data's threads.
+
+    A thread takes `block` positions at a time, and what it loads waits in a dict: turning clips into tensors and back,
+    one at a time, costs tf.data several times what it takes to read them.
+    """
     import tensorflow as tf
 
-    failed = []  # tf.data hands on the text of an exception, but not the exception
+    done = {}
 
-    def loaded(position, index):
+    def loaded(positions, indices):
         try:
-            return position, *load(int(position), int(index))
-        except Exception as error:
-            failed.append(error)
-            raise
+            done[positions[0]] = [(p, load(p, i)) for p, i in zip(positions.tolist(), indices.tolist())]
+        except Exception as error:  # raised below, where the caller hears of it
+            done[positions[0]] = error
+        return positions[0]
 
-    def example(position):
-        return tf.numpy_function(
-            loaded, [position, _shuffled(tf, position, n, seed)], ["int64", *dtypes], stateful=False
-        )
+    def example(positions):
+        indices = _shuffled(tf, positions, n, seed)
+        return tf.numpy_function(loaded, [positions, indices], tf.int64, stateful=False)
 
     options = tf.data.Options()
     options.threading.private_threadpool_size = THREADS
@@ -268,11 +274,9 @@ def ahead(read: Ranges, n: int, seed: int, load: Callable, dtypes: Sequence[str]
     positions = parts[0]
     for part in parts[1:]:
         positions = positions.concatenate(part)
-    examples = positions.map(example, num_parallel_calls=THREADS).prefetch(AHEAD).with_options(options)
-    try:
-        for position, *values in examples.as_numpy_iterator():
-            yield int(position), tuple(values)
-    except tf.errors.OpError:
-        if failed:
-            raise failed[0] from None
-        raise
+    blocks = positions.batch(block).map(example, num_parallel_calls=THREADS).prefetch(2)
+    for first in blocks.with_options(options).as_numpy_iterator():
+        clips = done.pop(first)
+        if isinstance(clips, Exception):
+            raise clips
+        yield from clips
