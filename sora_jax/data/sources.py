@@ -57,7 +57,8 @@ def folder(src, table=None, fps: float | None = None) -> Source:
         raise InputError(f"{src} holds {inside}: no clip or image ({' '.join(VIDEOS + IMAGES)})")
     told = _table(root, table, names)
     items = [(name, told.get(name)) for name in names]
-    beside = [name for name in files if name.lower().endswith((".txt", ".json"))]
+    stems = {os.path.splitext(name)[0] for name in names}
+    beside = [name for name in files if name.endswith((".txt", ".json")) and os.path.splitext(name)[0] in stems]
     content = [(name, (root / name).stat().st_size) for name in names + beside]
     made_from = {"source": str(root), "files": len(names), "content": shards.digest([content, told]), "fps": fps}
     return items, functools.partial(_read_files, root, fps), made_from
