@@ -8,6 +8,7 @@ whatever killed the process, and everything else is swept away at the next start
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from orbax.checkpoint import v1 as ocp
 from sora_jax.errors import InputError
 
 Tree = Any  # a pytree of arrays
+
+# Orbax logs the stack of every thread that could not write; here one InputError says it.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -145,6 +149,8 @@ def _context() -> ocp.Context:
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="cursor")
     context = ocp.Context()
     context.checkpointables_options.registry = registry
+    # On one host, sharing the writing of an array among its replicas gains nothing, and compiles a slice per shape.
+    context.array_options.saving.use_replica_parallel = jax.process_count() > 1
     return context
 
 
