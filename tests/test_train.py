@@ -217,13 +217,16 @@ def test_killed_and_resumed_is_never_killed(whole, start, tmp_path, moment):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(whole, start, tmp_path):
-    """Killed ten times, wherever it was: importing, compiling, stepping, saving, deleting an old checkpoint."""
+    """Killed eight times while it saves at every step: compiling, stepping, writing, deleting an old checkpoint."""
     workdir, rng = tmp_path / "run", np.random.default_rng(0)
-    for _ in range(10):
-        process = start(workdir, data__pause=0.02, save_every=1)
-        time.sleep(rng.uniform(0.5, 6.0))
+    folder = workdir / "checkpoints"
+    for target in sorted(rng.choice(STEPS - 6, 8, replace=False)):
+        process = start(workdir, data__pause=0.05, save_every=1)
+        wait_until(lambda: max(checkpoint.steps(folder), default=0) >= target, process)  # noqa: B023
+        time.sleep(rng.uniform(0.0, 0.3))
         process.kill()
         process.join()
+        assert process.exitcode == -signal.SIGKILL
     assert train(workdir)["digest"] == whole[1]["digest"]
 
 
