@@ -77,11 +77,13 @@ def test_the_caller_may_give_its_buffers_away_at_once(state, tmp_path):
     overwrite = jax.jit(lambda x: x + 1.0, donate_argnums=0)
     big = jnp.zeros((512, 1024))
     with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+        cursor = {"index": 0}
         for step in range(3):
-            want = checkpoint.digest({"params": big}, step)
-            checkpoints.save(step, {"params": big}, step)
+            want = checkpoint.digest({"params": big}, cursor)
+            checkpoints.save(step, {"params": big}, cursor)
             for _ in range(20):
                 big = overwrite(big)
+                cursor["index"] += 1
             checkpoints.wait()
             assert checkpoint.digest(*checkpoint.restore(tmp_path)) == want
 

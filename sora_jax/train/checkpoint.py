@@ -50,11 +50,10 @@ class Checkpoints:
         self.wait()
         if step == self.saved:
             return
+        cursor = {"next": json.loads(json.dumps(cursor))}  # a copy, for it is written while the data goes on
         with _spoken(self):
             # force: orbax's own policy would silently skip a save it thinks too soon
-            response = self._checkpointer.save_checkpointables_async(
-                step, {**state, "cursor": {"next": cursor}}, force=True
-            )
+            response = self._checkpointer.save_checkpointables_async(step, {**state, "cursor": cursor}, force=True)
         self._saving = (step, response)
 
     def wait(self) -> None:
