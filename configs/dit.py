@@ -95,10 +95,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.opt.accumulate = 1
 
     if variant == "speedrun":
-        c.steps = 600
-        c.save_every = 100
-        c.eval_every = 300
-        c.picture_every = 600
+        c.steps = 400
     elif variant == "smoke":
         c.steps = 20
         c.save_every = 5

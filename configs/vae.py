@@ -55,10 +55,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.opt.accumulate = 1
 
     if variant == "speedrun":
-        c.steps = 400
-        c.save_every = 100
-        c.eval_every = 200
-        c.picture_every = 400
+        c.steps = 100
+        c.picture_every = 100
     elif variant == "smoke":
         c.steps = 20
         c.save_every = 5
