@@ -227,7 +227,7 @@ def after(read: Ranges, count: int) -> Ranges:
 
 def generator(seed: int, position: int) -> np.random.Generator:
     """The random numbers of the clip at a position."""
-    return np.random.Generator(np.random.Philox(key=[seed, position]))
+    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64)))
 
 
 def shuffled(positions: Int[np.ndarray, "k"] | int, n: int, seed: int) -> Int[np.ndarray, "k"]:
