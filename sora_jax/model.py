@@ -158,7 +158,7 @@ class Model:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            part.chmod(0o755)  # mkdtemp keeps its folders private
+            part.chmod(0o755)  # mkdtemp and safetensors keep what they make private
             if folder.exists():
                 shutil.copytree(
                     folder, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.model")
@@ -166,6 +166,7 @@ class Model:
             for name, tree in self.params.items():
                 tensors = {path: np.asarray(leaf).astype(jnp.dtype(dtype)) for path, leaf in flat(tree).items()}
                 safetensors.save_file(tensors, part / f"{name}.safetensors")
+                (part / f"{name}.safetensors").chmod(0o644)
             if self.tokenizer is not None:
                 (part / "tokenizer.model").write_bytes(self.tokenizer.data)
             config = {"format": FORMAT, **self.config}
