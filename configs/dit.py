@@ -108,6 +108,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.data.held_out = "world-held-out"
         c.data.rows = 2
         c.dit.width = 64
+        c.dit.heads = 2
         c.dit.depth = 2
         c.dit.mlp = 128
         c.prompts = c.prompts[:1]
