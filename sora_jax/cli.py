@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "sora_jax" / "jax"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it announces them on stderr; here it only moves data
     args = parsed(sys.argv[1:] if argv is None else argv)
     try:
         args.run(args)
