@@ -42,6 +42,8 @@ def make(config) -> Task:
     tokenizer = Tokenizer(find(config.tokenizer))
     if tokenizer.vocab > config.text.vocab:
         raise InputError(f"{config.tokenizer} has {tokenizer.vocab} pieces, config.text.vocab only {config.text.vocab}")
+    if dit.width % dit.heads or dit.width // dit.heads % 2:
+        raise InputError(f"config.dit.heads is {dit.heads}: {dit.width} channels must divide into heads of an even width")
     shares = tuple(config.masks[name] for name in canvas.MASKS)
 
     def init(key) -> dict:
