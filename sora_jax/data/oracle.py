@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from sora_jax.data.drawing import COLORS, SHAPES, distance
+from sora_jax.data.drawing import COLORS, SHAPES
 from sora_jax.data.motions import STRAIGHT
+from sora_jax.data.silhouette import SATURATED, SYMMETRY, compare, coverage, grow, saturation
 
-SATURATED = 45  # max - min of a pixel's channels: backgrounds stay below 30, the darkest texture above 66
+FAINT = 0.5  # of a colour's own saturation: blobs paler than that are a codec's ghosts
 LEAST = 20  # pixels of the smallest blob worth following
 NAMES = tuple(COLORS)
-AREA = {"circle": 0.785, "square": 0.774, "triangle": 0.532, "star": 0.510, "cross": 0.677}  # of a unit diameter
-SYMMETRY = {"square": 4, "triangle": 3, "star": 5, "cross": 4}
 
 
 @dataclass
@@ -80,12 +79,16 @@ def oracle(frames: UInt8[np.ndarray, "f h w 3"]) -> Seen:
 
 @dataclass
 class Blob:
-    """Connected pixels [n 2] (row, column) of one colour in one frame; `alone`: touches no other and no edge."""
+    """Connected pixels [n 2] (row, column) of one colour in one frame.
+
+    `strength`: its clearest pixels' saturation, of the colour's own; `alone`: touches no other and no edge.
+    """
 
     frame: int
     color: str
     center: tuple[float, float]
     pixels: np.ndarray
+    strength: float
     alone: bool
 
 
@@ -98,16 +101,13 @@ def hue(rgb: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
 HUES = hue(np.array(list(COLORS.values())))
 
 
+OWN = np.array([max(rgb) - min(rgb) for rgb in COLORS.values()])  # the saturation of each
+
+
 def nearest_color(rgb: Float[np.ndarray, "... 3"]) -> Int[np.ndarray, "..."]:
     """Index into NAMES of the colour of nearest hue."""
     turn = hue(rgb)[..., None] - HUES
     return np.abs((turn + np.pi) % (2 * np.pi) - np.pi).argmin(-1)
-
-
-def saturation(rgb: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
-    """Largest channel minus smallest."""
-    r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    return np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
 
 
 def components(mask: Bool[np.ndarray, "f h w"]) -> Int[np.ndarray, "f h w"]:
@@ -151,13 +151,17 @@ def find(video: Float[np.ndarray, "f h w 3"]) -> list[Blob]:
             if c is None:  # its clearest pixels: edges take on some of what lies behind
                 c = nearest_color(rgb[weight >= 0.7 * np.percentile(weight, 90)].mean(0))
             center = (cols[own].mean() + 0.5, rows[own].mean() + 0.5)
-            pixels = np.stack([rows, cols], 1)[own]
-            blobs.append(Blob(int(frame[0]), NAMES[c], center, pixels, len(several) < 2 and not edge))
+            pixels, strength = np.stack([rows, cols], 1)[own], np.percentile(weight[own], 90) / OWN[c]
+            if strength > FAINT:
+                blobs.append(Blob(int(frame[0]), NAMES[c], center, pixels, strength, len(several) < 2 and not edge))
     return blobs
 
 
 def follow(blobs: list[Blob], f: int, side: int) -> list[list[Blob]]:
-    """Blobs of one colour joined through time; what shows in less than a quarter of the frames is dropped as noise."""
+    """Blobs of one colour joined through time.
+
+    What shows in less than a quarter of the frames is dropped as noise, and as an echo what is paler than another.
+    """
     tracks: list[list[Blob]] = []
     for blob in sorted(blobs, key=lambda blob: (blob.frame, -len(blob.pixels))):
         free = [t for t in tracks if t[-1].color == blob.color and t[-1].frame < blob.frame]
@@ -167,93 +171,18 @@ def follow(blobs: list[Blob], f: int, side: int) -> list[list[Blob]]:
             free[near[1]][1].append(blob)
         else:
             tracks.append([blob])
-    return [t for t in tracks if len(t) >= 0.25 * f]
+    tracks = [t for t in tracks if len(t) >= 0.25 * f]
+    clear = [float(np.mean([blob.strength for blob in t])) for t in tracks]
+    best = {t[0].color: max(c for u, c in zip(tracks, clear) if u[0].color == t[0].color) for t in tracks}
+    return [t for t, c in zip(tracks, clear) if c > 0.65 * best[t[0].color]]
 
 
 # ------------------------------------------------------------------------------------------------ shape
 
 
-def surroundings(patch: Float[np.ndarray, "h w 3"], known: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:
-    """Fills unknown pixels with the nearest known ones along rows and columns, by inverse square distance."""
-    total, weight = np.zeros_like(patch), np.full(known.shape, 1e-6, np.float32)
-    for axis in (0, 1):
-        n = known.shape[axis]
-        line = np.arange(n).reshape((-1, 1) if axis == 0 else (1, -1))
-        for backward in (False, True):
-            last = np.where(known, line, n if backward else -1)
-            if backward:
-                last = np.flip(np.minimum.accumulate(np.flip(last, axis), axis), axis)
-            else:
-                last = np.maximum.accumulate(last, axis)
-            found = (last >= 0) & (last < n)
-            value = np.take_along_axis(patch, np.clip(last, 0, n - 1)[..., None], axis)
-            near = found / np.maximum(np.abs(line - last), 1).astype(np.float32) ** 2
-            total, weight = total + near[..., None] * value, weight + near
-    return np.where(known[..., None], patch, total / weight[..., None])
-
-
-def grow(mask: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"]:
-    """The mask and what lies within so many steps of it."""
-    for _ in range(steps):
-        wide = np.pad(mask, 1)
-        mask = wide[1:-1, 1:-1] | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
-    return mask
-
-
-def coverage(image: Float[np.ndarray, "h w 3"], blob: Blob) -> tuple[Float[np.ndarray, "k j"], tuple[int, int]]:
-    """How much of every pixel around a blob the object covers, and the first pixel (row, column) of that patch.
-
-    A pixel is share * behind + light * color; (share, light) by least squares, leaning to share + light = 1 because
-    over black the two cannot be told apart.
-    """
-    rows, cols = blob.pixels.T
-    r0, c0 = max(rows.min() - 6, 0), max(cols.min() - 6, 0)
-    patch = image[r0 : rows.max() + 7, c0 : cols.max() + 7]
-    own = np.zeros(patch.shape[:2], bool)
-    own[rows - r0, cols - c0] = True
-    object_like = saturation(patch) > SATURATED
-    b = surroundings(patch, ~grow(own | object_like, 2))
-    inside = patch[own]
-    chroma = saturation(inside)
-    c = inside[chroma >= 0.8 * np.percentile(chroma, 90)].mean(0)
-    lean = 400.0
-    bb, bc, cc = (b * b).sum(-1) + lean, b @ c + lean, c @ c + lean
-    pb, pc = (patch * b).sum(-1) + lean, patch @ c + lean
-    share = (pb * cc - pc * bc) / np.maximum(bb * cc - bc * bc, 1.0)
-    return np.clip(1 - share, 0, 1) * grow(own, 2), (int(r0), int(c0))
-
-
-def compare(alpha: Float[np.ndarray, "k j"], shapes, turns: int = 8) -> dict[str, tuple[float, float]]:
-    """For each shape the least squared error against a coverage, relative to its energy, and the angle (radians)."""
-    k = int(np.ceil(max(alpha.shape) / 30))
-    if k > 1:  # large objects are read at about 30 pixels
-        alpha = np.pad(alpha, [(0, -n % k) for n in alpha.shape])
-        alpha = alpha.reshape(alpha.shape[0] // k, k, alpha.shape[1] // k, k).mean((1, 3))
-    area = alpha.sum()
-    y, x = (np.arange(n, dtype=np.float32) + 0.5 for n in alpha.shape)
-    y, x = (y - (alpha.sum(1) @ y) / area)[:, None], (x - (alpha.sum(0) @ x) / area)[None]
-    energy = (alpha**2).sum()
-    scales = np.float32([0.94, 1.0, 1.06])[:, None, None]
-    result = {}
-    for shape in shapes:
-        fold = SYMMETRY.get(shape)
-        angles = np.arange(turns) * 2 * np.pi / fold / turns if fold else np.zeros(1)
-        c, s = (g(angles).astype(np.float32)[:, None, None, None] for g in (np.cos, np.sin))
-        d = np.sqrt(area / AREA[shape]) * scales
-        away = distance(shape, c * x + s * y, c * y - s * x, d)
-        errors = [
-            ((np.clip(0.5 - away / soft, 0, 1) - alpha) ** 2).sum((-2, -1)).min(1)
-            for soft in (1.0, 2.0)  # a sharp edge, a blurred one
-        ]
-        errors = np.minimum(*errors)
-        best = int(errors.argmin())
-        result[shape] = (float(errors[best] / energy), float(angles[best]))
-    return result
-
-
 def read_shape(video: Float[np.ndarray, "f h w 3"], track: list[Blob]) -> str:
     """The shape by the vote of an object's clearest frames."""
-    votes = [compare(coverage(video[blob.frame], blob)[0], SHAPES) for blob in _clear(track, 6)]
+    votes = [compare(coverage(video[blob.frame], blob.pixels), SHAPES) for blob in _clear(track, 6)]
     return min(SHAPES, key=lambda name: sum(vote[name][0] for vote in votes))
 
 
@@ -262,7 +191,7 @@ def read_turn(video: Float[np.ndarray, "f h w 3"], track: list[Blob], shape: str
     clear = _clear(track, 17)
     if shape not in SYMMETRY or len(clear) < 3:
         return 0.0
-    angles = [compare(coverage(video[blob.frame], blob)[0], [shape], 12)[shape][1] for blob in clear]
+    angles = [compare(coverage(video[blob.frame], blob.pixels), [shape], 12, 0.0)[shape][1] for blob in clear]
     time = np.array([blob.frame for blob in clear], float)
     slope = np.polyfit(time, np.unwrap(angles, period=2 * np.pi / SYMMETRY[shape]), 1)[0]
     return float(slope * (time[-1] - time[0]))
