@@ -108,7 +108,7 @@ def test_long_rows_in_blocks_equal_the_whole(monkeypatch):
 
 def test_rotary_positions_are_relative():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 24))
-    pos = lambda *p: jnp.asarray([[p]])  # noqa: E731
+    pos = lambda *p: jnp.asarray([[p]])
 
     def score(a, b):
         return float((layers.rotate(q, *layers.rope(a, 24)) * layers.rotate(k, *layers.rope(b, 24))).sum())

@@ -44,7 +44,7 @@ def test_streamed_equals_full(vae):
 
 
 def test_causal_by_gradient(vae):
-    module, params, video, encode, decode = vae
+    _, _, video, encode, decode = vae
     # latent 1 holds frames 1..4: it may depend on frames 0..4, on nothing after
     influence = jax.jit(jax.grad(lambda x: jnp.square(encode(x)[:, 1]).sum()))(video)
     per_frame = np.abs(np.asarray(influence)).sum((0, 2, 3, 4))

@@ -1,8 +1,8 @@
 """Prompting with pictures: a canvas says what is known and how much of it may change.
 
 A Canvas is (z, start): normalised latents [f h w c] and, for every latent position, the noise level from which it is
-painted. start = 1: from pure noise; 0: kept bit for bit; between: repainted that strongly (SDEdit, arXiv:2108.01073). At
-global noise level u a position is at min(u, start). Every task is a builder of a canvas; there is one sampler.
+painted. start = 1: from pure noise; 0: kept bit for bit; between: repainted that strongly (SDEdit, arXiv:2108.01073).
+At global noise level u a position is at min(u, start). Every task is a builder of a canvas; there is one sampler.
 
 Training draws the same masks (`training_mask`), so that painting around what is known is learned, not hoped for.
 """
@@ -37,8 +37,8 @@ def training_mask(
 ) -> Bool[Array, "b s"]:
     """Which patches of each clip are known (clean) in this step; True = known.
 
-    Each clip draws one of MASKS with the given shares: nothing; its first 1..f-1 frames; its last; both ends; random single
-    frames; all but a random spacetime box. A one-frame clip knows nothing, or all but a box. At least one patch
+    Each clip draws one of MASKS with the given shares: nothing; its first 1..f-1 frames; its last; both ends; random
+    single frames; all but a random spacetime box. A one-frame clip knows nothing, or all but a box. At least one patch
     is always left to paint.
     """
     b, g = grid.shape[:2]
@@ -65,7 +65,9 @@ def training_mask(
 
     frame, total, kinds = pos[..., 0], of(frames), of(kind)
     # random frames: the same for all patches of a frame, so drawn per (clip, frame) by hashing the frame's number
-    dice = jax.vmap(lambda k, i, f: jax.vmap(lambda a, c: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(k, a), c)))(i, f))
+    dice = jax.vmap(
+        lambda k, i, f: jax.vmap(lambda a, c: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(k, a), c)))(i, f)
+    )
     lucky = dice(jax.random.split(keys[3], b), seg, frame) < 0.5
     chosen = jax.random.uniform(keys[4], (b, g))
     lucky &= frame != jnp.floor(of(chosen) * total).astype(jnp.int32)  # one frame at least is to paint

@@ -82,8 +82,8 @@ def shift_of(tokens: Float[Array, "*b"], base: float) -> Float[Array, "*b"]:
 def draw_levels(law: str, key: Array, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """Training noise levels in (0, 1). Raises InputError for an unknown law.
 
-    uniform; logit_normal: sigmoid(N(0, 1)); mode: SD3's eq. 20 with scale 1.29; cosine: SD3's eq. 21. The published formulas
-    count the other way where it matters (they are symmetric in t, or already have t = 1 as noise).
+    uniform; logit_normal: sigmoid(N(0, 1)); mode: SD3's eq. 20 with scale 1.29; cosine: SD3's eq. 21.
+    The published formulas are symmetric in t, so that which end is called noise does not matter.
     """
     u = jax.random.uniform(key, shape, minval=1e-5, maxval=1.0 - 1e-5)
     if law == "uniform":

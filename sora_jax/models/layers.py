@@ -138,7 +138,9 @@ def rope(pos: Int[Array, "b s 3"], head_width: int) -> tuple[Float[Array, "b s r
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: Float[Array, "b s n k"], cos: Float[Array, "b s r"], sin: Float[Array, "b s r"]) -> Float[Array, "b s n k"]:
+def rotate(
+    x: Float[Array, "b s n k"], cos: Float[Array, "b s r"], sin: Float[Array, "b s r"]
+) -> Float[Array, "b s n k"]:
     """Rotates interleaved pairs (x_2i, x_2i+1) in float32."""
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
     cos, sin = cos[:, :, None], sin[:, :, None]

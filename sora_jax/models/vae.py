@@ -5,12 +5,12 @@
 
 Shaped like Wan 2.1's (arXiv:2503.20314): channel-norm residual blocks, attention within a frame in the middle,
 convolutions that look only into the past. Every layer keeps the few past frames it needs in the collection `cache`, so
-that a clip can be encoded or decoded in pieces (`stream_decode`) with memory that does not grow with its length, and the
-pieces equal the full pass.
+that a clip can be encoded or decoded in pieces (`stream_decode`) with memory that does not grow with its length, and
+the pieces equal the full pass.
 
 `linear_skip` adds a linear codec beside the network: each time x space x space block of pixels is projected to its
 latent and back. Set to the blocks' principal components (`principal_components`) and kept there, it lets training begin
-where a linear codec ends, instead of spending its first hour getting there; the convolutions learn what a linear map cannot.
+where a linear codec ends, instead of spending its first hour getting there; the convolutions learn what it cannot.
 """
 
 from __future__ import annotations
@@ -227,7 +227,9 @@ class VAE(nn.Module):
         if self.linear_skip:
             blocks = split_blocks(video, self.grid, first)
             mean = mean + jnp.concatenate(
-                ([self.image_in(blocks[0])] if first else []) + ([self.video_in(blocks[1])] if blocks[1].shape[1] else []), 1
+                ([self.image_in(blocks[0])] if first else [])
+                + ([self.video_in(blocks[1])] if blocks[1].shape[1] else []),
+                1,
             )
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
@@ -246,7 +248,12 @@ class VAE(nn.Module):
         if self.linear_skip:
             video = video + jnp.concatenate(
                 ([join_blocks(self.image_out(z[:, :1]), self.grid, 1)] if first else [])
-                + ([join_blocks(self.video_out(z[:, int(first) :]), self.grid, self.grid[0])] if z.shape[1] > first else []), 1
+                + (
+                    [join_blocks(self.video_out(z[:, int(first) :]), self.grid, self.grid[0])]
+                    if z.shape[1] > first
+                    else []
+                ),
+                1,
             )
         return video
 
@@ -292,7 +299,9 @@ def _chunk(vae: VAE, params: dict, cache: dict, x: Array, first: bool, method: s
     return y, kept["cache"]
 
 
-def stream_decode(vae: VAE, params: dict, z: Float[Array, "b f h w c"], chunk: int = 4) -> Iterator[Float[Array, "b f2 h2 w2 3"]]:
+def stream_decode(
+    vae: VAE, params: dict, z: Float[Array, "b f h w c"], chunk: int = 4
+) -> Iterator[Float[Array, "b f2 h2 w2 3"]]:
     """Decodes the first latent frame, then `chunk` at a time; the pieces joined equal `decode` of the whole."""
     cache: dict = {}
     starts = [0, *range(1, z.shape[1], chunk)]
@@ -301,7 +310,9 @@ def stream_decode(vae: VAE, params: dict, z: Float[Array, "b f h w c"], chunk: i
         yield y
 
 
-def stream_encode(vae: VAE, params: dict, chunks: Iterator[Float[Array, "b f h w 3"]]) -> Iterator[Float[Array, "b f2 h2 w2 c"]]:
+def stream_encode(
+    vae: VAE, params: dict, chunks: Iterator[Float[Array, "b f h w 3"]]
+) -> Iterator[Float[Array, "b f2 h2 w2 c"]]:
     """Encodes chunks of pixels: the first of 1 + 4j frames, the rest of 4j (for a time factor of 4)."""
     cache: dict = {}
     for i, video in enumerate(chunks):

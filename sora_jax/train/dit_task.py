@@ -7,8 +7,8 @@ itself (`canvas.training_mask`, shares of `config.masks`): known patches are cle
 
 Keys of the config it reads: text, dit (fields of `TextEncoder`, `DiT`; trained together), flow = dict(predict, law,
 shift_base), masks, data (see `data.pipeline.latents`; path and held_out are folders of latents, or "world" and
-"world-held-out", small sets made on the spot), vae_model (the folder whose VAE made the latents), tokenizer, sample (kept
-with the model) and prompts: (text, (w, h), frames), painted at fixed seeds.
+"world-held-out", small sets made on the spot), vae_model (the folder whose VAE made the latents), tokenizer, sample
+(kept with the model) and prompts: (text, (w, h), frames), painted at fixed seeds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def make(config) -> Task:
     if tokenizer.vocab > config.text.vocab:
         raise InputError(f"{config.tokenizer} has {tokenizer.vocab} pieces, config.text.vocab only {config.text.vocab}")
     if dit.width % dit.heads or dit.width // dit.heads % 2:
-        raise InputError(f"config.dit.heads is {dit.heads}: {dit.width} channels must divide into heads of an even width")
+        raise InputError(
+            f"config.dit.heads is {dit.heads}: {dit.width} channels must divide into heads of an even width"
+        )
     shares = tuple(config.masks[name] for name in canvas.MASKS)
 
     def init(key) -> dict:
@@ -85,7 +87,9 @@ def make(config) -> Task:
         t_patch = jnp.take_along_axis(t, index, 1)
         count = jnp.take_along_axis(tokens, index, 1)
         image = jnp.take_along_axis(grid[..., 0], index, 1) == 1
-        numbers = {f"loss_t{q}": masked_mean(error, paint & (t_patch * 4 >= q) & (t_patch * 4 < q + 1)) for q in range(4)}
+        numbers = {
+            f"loss_t{q}": masked_mean(error, paint & (t_patch * 4 >= q) & (t_patch * 4 < q + 1)) for q in range(4)
+        }
         numbers["loss_image"] = masked_mean(error, paint & image)
         numbers["loss_short_video"] = masked_mean(error, paint & ~image & (count <= 128))
         numbers["loss_long_video"] = masked_mean(error, paint & ~image & (count > 128))
@@ -97,6 +101,8 @@ def make(config) -> Task:
 
     def stream(path: str, seed: int, cursor):
         source = world(path) if path.startswith("world") else dataset.open_latents(path)
+        if len(source) and (channels := source[0]["z"].shape[-1]) != dit.channels:
+            raise InputError(f"the latents at {path} have {channels} channels, config.dit.channels is {dit.channels}")
         return pipeline.latents(source, config.data, tokenizer=tokenizer, patch=dit.patch, seed=seed, cursor=cursor)
 
     @cache

