@@ -11,8 +11,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+
+from sora_jax import media
 
 
 class Unavailable(RuntimeError):
@@ -120,6 +125,55 @@ def fetch(folder: str | Path) -> list[Path]:
     for item, path in paths.items():
         path.with_suffix(".txt").write_text(item.caption + "\n")
     return list(paths.values())
+
+
+# Where the camera cuts (the frame a shot ends before) and what each shot shows; the other clips are one shot.
+_SHOTS = {
+    "bikes.mp4": [
+        (30, "The white roof of a bus passes by, seen from above."),
+        (76, "A man in a dark suit walks in front of parked cars, then a black taxi drives by."),
+        (137, "A cyclist waits beside a grey car while other cars pass by in the evening light."),
+        (187, "Cars drive by behind a bicycle that is chained to a dark green railing in a city street."),
+        (242, "A man walks past an old bicycle that leans against a stone wall."),
+        (250, "Spokes of a bicycle's wheel, close up."),
+    ],
+    "cityCC0.mpg": [
+        (116, "Tall office towers lit in green at night, seen from below; the camera turns slowly."),
+        (190, "Two white skyscrapers with bright windows against a dark blue night sky; the camera moves slowly."),
+    ],
+}
+
+
+def pieces(paths: list[Path], folder: Path, seconds: float = 2.0, most: int = 3) -> list[Path]:
+    """The clips in pieces of about two seconds that no cut runs through, at most three a shot; images as they are.
+
+    Each has its caption beside it, and the size and rate of the clip. In memory is one frame at a time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = {Path(item.inside).name: item.caption for item in ITEMS}
+    made = []
+    for path in paths:
+        facts = media.probe(path)
+        if facts["kind"] == "image":
+            made.append(Path(shutil.copy(path, folder)))
+            made[-1].with_suffix(".txt").write_text(captions[path.name] + "\n")
+            continue
+        stream, at = media.frames(path), 0
+        for end, caption in _SHOTS.get(path.name, [(facts["frames"], captions[path.name])]):
+            count = max(1, round((end - at) / (seconds * facts["fps"])))
+            lengths = [len(part) for part in np.array_split(np.arange(end - at), count)]
+            for number, length in enumerate(lengths):
+                if number >= most:
+                    at += sum(1 for _ in islice(stream, length))
+                    continue
+                piece = folder / f"{path.stem}_{at:04d}.mp4"
+                with media.Writer(piece, facts["width"], facts["height"], facts["fps"]) as writer:
+                    for frame in islice(stream, length):
+                        writer.write(frame)
+                piece.with_suffix(".txt").write_text(caption + "\n")
+                made.append(piece)
+                at += length
+    return made
 
 
 def _unpack(package: str, to: Path) -> None:
