@@ -5,9 +5,10 @@
 Everything visual is one packed row of spacetime patches; every patch knows where it sits in its own clip (pos), which
 clip of the row it belongs to (seg) and its own noise level (t). The rooms the story passes through:
 
-    cli.py          the `sora-jax` command, thin
+    cli.py          the `sora-jax` command, thin                                  (cli_paint.py: the verbs that paint)
     media.py        mp4 webm gif png jpg <-> Video(frames uint8 [f h w 3], fps)
     model.py        Model: text, DiT and VAE in one folder; load, save, generate, export
+    prompting.py    every other verb: animate, extend, loop, connect, fill, outpaint, edit, interpolate, storyboard
     data/           raw video -> packed rows
       worlds.py       the procedural, captioned world that knows its own truth      (drawing.py paints it)
       dataset.py      a folder of clips, and the latents of one, as TFDS datasets   (captions.py, shards.py)
@@ -20,7 +21,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       dit.py          the diffusion transformer
     diffusion/
       flow.py         noising, targets, noise-level laws
-      canvas.py       prompting with pictures: builders of (z, start)
+      canvas.py       what is known of a clip and how much of it may change: (z, start)
       sampler.py      guidance and solvers in one lax.scan
     train/
       loop.py         one loop: mesh, data, state, step, checkpoint, samples, preemption

@@ -1,4 +1,4 @@
-"""The `sora-jax` command: one thin function per verb, no logic.
+"""The `sora-jax` command: one thin function per verb, no logic. The verbs that paint are in `cli_paint.py`.
 
 Imports of anything heavy are inside the verbs, so that --help answers at once. Results go to stdout, everything else to
 stderr. Exit codes: 0; 2 for a user's mistake or a disk that refuses, in one sentence; 130 for Ctrl-C.
@@ -7,14 +7,12 @@ stderr. Exit codes: 0; 2 for a user's mistake or a disk that refuses, in one sen
 import argparse
 import json
 import os
-import signal
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
+from sora_jax import cli_paint
 from sora_jax.errors import InputError
-
-STILL = (".png", ".jpg", ".jpeg")  # generate paints an image to these unless told a length
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,51 +40,6 @@ def fail(sentence: str, code: int = 2) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ verbs
-
-
-def generate(args) -> None:
-    """Paint a video, or an image, from a prompt; print one JSON line about it."""
-    from tqdm import tqdm
-
-    from sora_jax import media
-
-    began = time.perf_counter()
-    frames = 1 if args.frames is None and args.seconds is None and suffix(args.out) in STILL else args.frames
-    if frames != 1 or not media.is_still(Path(args.out)):
-        media.Writer(args.out, *args.size, 8)  # refuses a suffix it cannot write before the painting, not after
-    for path in filter(None, (args.out, args.sheet)):
-        if not os.access(Path(path).absolute().parent, os.W_OK):
-            raise InputError(f"cannot write {path}: there is no folder {Path(path).absolute().parent} to write in")
-
-    from sora_jax.model import load
-
-    model = load(args.model)
-    # XLA does not come back to Python while it runs: Ctrl-C ends the process as it stands, for nothing is written yet.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    bar = tqdm(desc="painting", unit="step", file=sys.stderr)
-
-    def progress(done: int, of: int) -> None:
-        bar.total = of
-        bar.update(done - bar.n)
-
-    with bar:
-        video = model.generate(
-            args.prompt,
-            size=args.size,
-            frames=frames,
-            seconds=args.seconds,
-            seed=args.seed,
-            steps=args.steps,
-            guidance=args.guidance,
-            negative=args.negative,
-            progress=progress,
-        )
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    video.save(args.out)
-    if args.sheet:
-        media.contact_sheet([video], [args.prompt], args.sheet)
-    facts = {"path": args.out, "width": video.width, "height": video.height, "frames": len(video.frames)}
-    print(json.dumps(facts | {"fps": video.fps, "seed": args.seed, "seconds": round(time.perf_counter() - began, 2)}))
 
 
 def train(args) -> None:
@@ -141,6 +94,17 @@ def evaluate_world(args) -> None:
     world.evaluate(args.model, seeds=args.seeds, steps=args.steps, guidance=args.guidance, quiet=args.json)
 
 
+def evaluate_prompting(args) -> None:
+    """Animate, extend, loop, connect, fill and edit held-out clips of the embedded world; compare with the truth."""
+    from sora_jax.evaluate import prompting
+
+    tasks = tuple(args.tasks or prompting.TASKS)
+    unknown = [name for name in tasks if name not in prompting.TASKS]
+    if unknown:
+        raise InputError(f"there is no task {unknown[0]!r}: choose among {', '.join(prompting.TASKS)}")
+    prompting.evaluate(args.model, cases=args.cases, tasks=tasks, steps=args.steps, minute=args.minute)
+
+
 def report(facts: dict) -> None:
     """What a dataset became, on stdout; what was skipped is in the dataset's own report.json."""
     if facts["skipped"]:
@@ -179,19 +143,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--runner", default="DirectRunner", help="Apache Beam's runner (default: this machine)")
         p.add_argument("--beam", nargs="+", default=[], metavar="KEY=VALUE", help="options of that runner")
 
-    p = verb(verbs, "generate", generate, "paint a video or an image from a prompt")
-    p.add_argument("prompt")
-    p.add_argument("--out", required=True, metavar="FILE", help=".mp4 .webm .mov .gif .webp, or .png .jpg for an image")
-    p.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
-    length = p.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, metavar="S")
-    length.add_argument("--frames", type=int, metavar="N", help="default 17; 1 is an image")
-    p.add_argument("--seed", type=int, default=0, metavar="K", help="the same seed gives the same bytes (default 0)")
-    p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
-    p.add_argument("--guidance", type=float, metavar="G", help="how hard to follow the prompt (default: the model's)")
-    p.add_argument("--negative", default="", metavar="PROMPT", help="what to stay away from")
-    p.add_argument("--model", default="tiny", metavar="DIR", help="a model folder (default: the bundled one)")
-    p.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet as well")
+    cli_paint.add(partial(verb, verbs))
 
     p = verb(verbs, "train", train, "train what a config describes; run it again to go on")
     p.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]")
@@ -235,18 +187,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
     p.add_argument("--guidance", type=float, metavar="G", help="how hard to follow the prompt (default: the model's)")
     p.add_argument("--json", action="store_true", help="print the JSON line alone")
+    p = verb(kinds, "prompting", evaluate_prompting, "how it paints around what it is given")
+    p.add_argument("--model", default="tiny", metavar="DIR")
+    p.add_argument("--cases", type=int, default=50, metavar="N", help="held-out scenes a task (default 50)")
+    p.add_argument("--tasks", nargs="+", metavar="TASK", help="only these (default: all)")
+    p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
+    p.add_argument("--minute", action="store_true", help="and the drift of one-minute clips")
     return root
-
-
-def size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 96x64")
-    return int(width), int(height)
-
-
-def suffix(path: str) -> str:
-    return Path(path).suffix.lower()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from sora_jax import prompting
 from sora_jax.diffusion import canvas, sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
@@ -97,17 +98,15 @@ class Model:
         frames: int | Sequence[int] | None = None,
         seconds: float | None = None,
         seed: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
-        negative: str = "",
-        progress: Callable[[int, int], None] | None = None,
+        **how,
     ) -> Video | list[Video]:
         """Paints a prompt, or a list of them packed together, at exactly the size (width, height) and length asked for.
 
         Length is in `frames` or in `seconds`; 17 frames when neither is given, and 1 is an image. `size` and `frames`
-        may be lists, one entry for each prompt. `steps` and `guidance` are the model's own when not given. The same
-        seed gives the same bytes; the n-th of several prompts has the n-th noise of that seed. `progress(done, of)` is
-        called as the steps go by.
+        may be lists, one entry for each prompt. A clip longer than the model learned is painted in windows, each seeing
+        the end of the one before (`prompting.stream` gives them one by one). The same seed gives the same bytes; the
+        n-th of several prompts has the n-th noise of that seed. `how` is what `sampler.paint` takes: steps, guidance,
+        negative, cache, progress.
         Raises InputError for a size, length or prompt that cannot be painted.
         """
         if self.tokenizer is None or "dit" not in self.params:
@@ -115,30 +114,37 @@ class Model:
         sample = self.config["sample"]
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sizes = [size] * len(prompts) if np.ndim(size) == 1 else list(size)
-        lengths = [_length(frames, seconds, sample["fps"])] * len(prompts) if np.ndim(frames) == 0 else list(frames)
+        lengths = (
+            [prompting.length_of(frames, seconds, sample["fps"], 17)] * len(prompts)
+            if np.ndim(frames) == 0
+            else list(frames)
+        )
         if not len(prompts) == len(sizes) == len(lengths):
             raise InputError(f"{len(prompts)} prompts, {len(sizes)} sizes and {len(lengths)} lengths do not match")
         canvases = [
-            canvas.blank(self._latents(w, h, f), self.vae.channels) for (w, h), f in zip(sizes, lengths, strict=True)
+            canvas.blank(self.latents_of(w, h, f), self.vae.channels) for (w, h), f in zip(sizes, lengths, strict=True)
         ]
-        painted = sampler.paint(
-            self,
-            canvases,
-            prompts,
-            seed=seed,
-            steps=sample["steps"] if steps is None else steps,
-            guidance=sample["guidance"] if guidance is None else guidance,
-            solver=sample["solver"],
-            negative=negative,
-            progress=progress,
-        )
+        if max(lengths) > prompting.reach(self)[0]:
+            videos = [
+                Video(
+                    np.concatenate(list(prompting.stream(self, p, size=s, frames=f, seed=seed, **how))), sample["fps"]
+                )
+                for p, s, f in zip(prompts, sizes, lengths)
+            ]
+            return videos[0] if isinstance(prompt, str) else videos
+        painted = sampler.paint(self, canvases, prompts, seed=seed, **how)
         videos = [
             Video(self.decode(z).frames[:f, :h, :w], sample["fps"])
             for z, (w, h), f in zip(painted, sizes, lengths, strict=True)
         ]
         return videos[0] if isinstance(prompt, str) else videos
 
-    def _latents(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
+    # Prompted with pictures and footage: model.animate(image, "..."), model.extend(video, after=2.0) and so on.
+    animate, extend, loop, connect = prompting.animate, prompting.extend, prompting.loop, prompting.connect
+    interpolate, storyboard = prompting.interpolate, prompting.storyboard
+    fill, outpaint, edit = prompting.fill, prompting.outpaint, prompting.edit
+
+    def latents_of(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
         """The least latent grid that covers a clip."""
         for what, value in (("width", width), ("height", height), ("number of frames", frames)):
             if int(value) != value or value < 1:
@@ -289,7 +295,11 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
 
 
 def latent_statistics(model: Model, config: dict, batches: int = 24) -> dict[str, Array]:
-    """{"latent_mean", "latent_std"} [c] of the VAE's posterior means over batches of the clips it is trained on."""
+    """{"latent_mean", "latent_std"} [c] of the VAE's posterior means over batches of the clips it is trained on.
+
+    Each channel has its own mean and all have one std, as in latent diffusion (arXiv:2112.10752, its scale factor):
+    what is strong in the latents stays strong, and is painted first.
+    """
     from ml_collections import ConfigDict
 
     from sora_jax.data import pipeline
@@ -305,7 +315,7 @@ def latent_statistics(model: Model, config: dict, batches: int = 24) -> dict[str
         count += mean[..., 0].size
         total, square = total + mean.sum((0, 1, 2, 3)), square + (mean**2).sum((0, 1, 2, 3))
     center = total / count
-    spread = np.sqrt(np.maximum(square / count - center**2, 1e-12))
+    spread = np.full_like(center, np.sqrt(np.maximum(np.mean(square / count - center**2), 1e-12)))
     return {"latent_mean": jnp.asarray(center, jnp.float32), "latent_std": jnp.asarray(spread, jnp.float32)}
 
 
@@ -324,16 +334,6 @@ def _read(path: Path, shapes: dict) -> dict:
         if tensor.shape != shapes[name].shape:
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, the model needs {list(shapes[name].shape)}")
     return unflat({name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()})
-
-
-def _length(frames: int | None, seconds: float | None, fps: float) -> int:
-    if frames is not None and seconds is not None:
-        raise InputError("give the length in frames or in seconds, not in both")
-    if seconds is None:
-        return 17 if frames is None else frames
-    if not 0 < seconds < float("inf"):
-        raise InputError(f"{seconds} seconds cannot be painted: give more than 0")
-    return max(1, round(seconds * fps))
 
 
 def _hashable(fields: dict) -> dict:

@@ -28,7 +28,7 @@ CONFIG = {
     "text": {"vocab": 320, "width": 16, "depth": 1, "heads": 2, "head_width": 8, "mlp": 16, "bias_every_layer": True},
     "dit": {"width": 24, "depth": 1, "heads": 2, "mlp": 32, "channels": 4, "remat": False, "dtype": "float32"},
     "flow": {"predict": "velocity", "law": "logit_normal", "shift_base": 40.0},
-    "sample": {"row": 64, "text_row": 64, "steps": 3, "guidance": 2.0, "solver": "dpm2m", "fps": 8.0},
+    "sample": {"row": 64, "text_row": 64, "steps": 3, "guidance": 2.0, "solver": "dpm2m", "fps": 8.0, "frames": 17},
 }
 CONFIG["vae"]["linear_skip"] = True
 

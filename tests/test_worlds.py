@@ -29,10 +29,12 @@ def test_the_same_seed_is_the_same_clip():
 
 def test_pixels_of_a_seed_stay_what_they_are():
     """A model and its evaluation share these pixels: whoever changes the world trains the bundled model again."""
-    scene = worlds.sample(5, size=(48, 32), frames=9, motion="right", count=1, background="plain")
-    assert worlds.captions(scene)[0] == "a yellow square travels right"
-    assert scene.things[0].track[-1] == pytest.approx((32.9389, 18.7337, 1, 0), abs=1e-3)
-    np.testing.assert_allclose(worlds.render(scene).mean((0, 1, 2)), (206.304, 214.072, 181.137), atol=0.02)
+    how = {"motion": "right", "count": 1, "background": "plain", "scale": "medium"}
+    scene = worlds.sample(5, size=(96, 80), frames=9, **how)
+    assert worlds.captions(scene)[0] == "a yellow square moves right"
+    assert scene.things[0].diameter == pytest.approx(28.2318, abs=1e-3)
+    assert scene.things[0].track[-1] == pytest.approx((63.5625, 39.6291, 1, 0), abs=1e-3)
+    np.testing.assert_allclose(worlds.render(scene).mean((0, 1, 2)), (207.072, 217.050, 191.480), atol=0.02)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 47), (128, 40), (321, 200)])
@@ -50,7 +52,8 @@ def test_native_sizes_and_variety():
     assert 0.8 < np.mean([scene.width * scene.height for scene in SCENES]) / 64**2 < 1.25
     assert {scene.frames for scene in SCENES} == {1, 9, 17, 33}
     seen = {thing.motion for scene in SCENES for thing in scene.things}
-    assert seen == set(worlds.MOTIONS)
+    assert seen | {"hide"} == set(worlds.MOTIONS)  # a pillar and room at both sides of it are rare by chance
+    assert worlds.sample(0, size=(96, 64), motion="hide", count=1).things[0].motion == "hide"
     assert {scene.camera for scene in SCENES} == set(worlds.CAMERAS)
     assert {len(scene.things) for scene in SCENES} == {1, 2, 3}
 

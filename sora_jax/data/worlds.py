@@ -38,15 +38,15 @@ from sora_jax.errors import InputError
 
 HELD_OUT = 10**8
 SIZES = {  # native sizes and how often they come, transposed half of the time; 64 x 64 pixels in the mean
-    (32, 32): 3, (48, 48): 5, (64, 64): 14, (80, 80): 4, (96, 96): 2, (128, 128): 1,
+    (32, 32): 3, (48, 48): 5, (64, 64): 14, (80, 80): 4, (96, 96): 2, (128, 96): 1,
     (48, 32): 4, (64, 32): 2, (64, 48): 9, (80, 48): 7, (80, 64): 5,
     (96, 48): 4, (96, 64): 7, (112, 64): 3, (128, 80): 1,
 }  # fmt: skip
 FRAMES = {1: 20, 9: 30, 17: 35, 33: 15}
 SCALES = {
-    "small": (0.22, 12.0),
-    "medium": (0.30, 14.0),
-    "large": (0.42, 16.0),
+    "small": (0.26, 15.0),
+    "medium": (0.34, 18.0),
+    "large": (0.44, 21.0),
 }  # of the shorter side; at least so many pixels
 TEXTURES = {"solid": 64, "striped": 14, "dotted": 9, "two-tone": 13}
 ALONE = {"straight": 46, "still": 6, "bounce": 9, "orbit": 7, "fall": 8, "grow": 6, "shrink": 6, "spin": 6, "hide": 6}

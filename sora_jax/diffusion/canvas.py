@@ -32,6 +32,14 @@ def blank(grid: tuple[int, int, int], channels: int) -> Canvas:
     return Canvas(np.zeros((*grid, channels), np.float32), np.ones(grid, np.float32))
 
 
+def cells(start: Float[np.ndarray, "f h w"], grid: tuple[int, int, int]) -> Float[np.ndarray, "f2 h2 w2"]:
+    """Pixels' noise levels as latents': the highest of all that one covers. Sides must be multiples of the grid."""
+    time, side, _ = grid
+    wide = start.reshape(len(start), start.shape[1] // side, side, start.shape[2] // side, side).max((2, 4))
+    later = wide[1:].reshape(-1, time, *wide.shape[1:]).max(1)
+    return np.concatenate([wide[:1], later])
+
+
 def training_mask(
     key: Array, pos: Int[Array, "b s 3"], seg: Int[Array, "b s"], grid: Int[Array, "b g 3"], shares: tuple[float, ...]
 ) -> Bool[Array, "b s"]:

@@ -13,6 +13,9 @@ so that a patch with start = 0 never moves, and requests of any size share a row
 with x0 = x - t0 velocity, lambda = log((1-t)/t), h = lambda(t1) - lambda(t0), and x0', h' those of the step before
 (DPM-Solver++(2M), arXiv:2211.01095, with alpha = 1 - t and sigma = t; first order where lambda is infinite).
 
+With `cache` > 0 a step whose rows have moved by less than that share of their size since the network last looked at
+them, |x - x'|_1 < cache |x'|_1, takes the x0 found then: the layers are skipped (the idea of arXiv:2411.19108).
+
 The compiled program knows only the row's length: any size and duration run in the same one.
 """
 
@@ -21,7 +24,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,42 +36,62 @@ from sora_jax.data.packing import patchify, positions, unpatchify
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
+from sora_jax.models.layers import QUERY_CHUNK
 
 if TYPE_CHECKING:
     from sora_jax.model import Model
 
 SOLVERS = ("euler", "dpm2m")
 LEVELS = 64  # least length of a row's table of noise levels; longer tables come in powers of two
+CUT = 8  # latent frames that pass between two shots with a cut between them, as far as positions tell
+
+
+class Shot(NamedTuple):
+    """So many pixel frames of a clip, what they show, and whether a cut parts them from the shot before."""
+
+    frames: int
+    prompt: str
+    cut: bool = False
 
 
 def paint(
     model: Model,
     canvases: Sequence[Canvas],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[Shot]],
     *,
-    seed: int,
-    steps: int,
-    guidance: float,
-    solver: str,
+    seed: int = 0,
+    steps: int | Sequence[float] | None = None,
+    guidance: float | Sequence[float] | None = None,
+    solver: str | None = None,
     negative: str = "",
+    cache: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Float[np.ndarray, "f h w c"]]:
     """Paints every canvas to its prompt, all packed together, and returns their latents.
 
-    A canvas's noise depends on the seed and its place in the list alone, not on its neighbours in the row. `progress`
-    is called with (steps done, steps in all). Raises InputError for an unknown solver, steps < 1, or too long a prompt.
+    A prompt is a text, or the Shots of a clip. steps, guidance, solver: the model's own when None. `steps` is a number
+    of even ones, or the levels u themselves, from 1 down to 0; several values of `guidance` are spread over them. A
+    canvas's noise depends on the seed and its place in the list alone, not on its neighbours in the row. `progress` is
+    called with (steps done, steps in all).
+    Raises InputError: an unknown solver, bad steps, too long a prompt, a canvas that memory does not hold.
     """
+    config = model.config["sample"]
+    steps = config["steps"] if steps is None else steps
+    guidance = config["guidance"] if guidance is None else guidance
+    solver = config["solver"] if solver is None else solver
     if solver not in SOLVERS:
         raise InputError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
-    if steps < 1:
-        raise InputError(f"steps is {steps}; take at least 1")
-    config = model.config["sample"]
+    us = schedule(steps)
+    steps = len(us) - 1
+    scales = np.atleast_1d(np.asarray(guidance, np.float32))
+    scales = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(scales)), scales)
     patch = model.dit.patch
     items = [
         prepare(model, canvas, prompt, negative, seed, i) for i, (canvas, prompt) in enumerate(zip(canvases, prompts))
     ]
     longest = max(len(item["x"]) for item in items)
     row = config["row"] * -(-longest // config["row"])
+    check_memory(model, row, max(canvases, key=lambda canvas: canvas.start.size).start.shape, longest)
     if row > config["row"]:
         print(f"a clip of {longest} patches needs a row of {row} (the model's is {config['row']})", file=sys.stderr)
     rows = arrange([len(item["x"]) for item in items], [item["text"] for item in items], row, config["text_row"])
@@ -76,9 +100,9 @@ def paint(
         batch = pack([items[i] for i in members], row, config["text_row"])
         tick = None if progress is None else lambda i, r=r: progress(r * steps + int(i) + 1, len(rows) * steps)
         x = denoise(
-            model.dit, model.text, tick is not None, solver, model.config["flow"]["predict"], guidance != 1.0,
+            model.dit, model.text, tick is not None, solver, model.config["flow"]["predict"], bool((scales != 1).any()),
             {"dit": model.params["dit"], "text": model.params["text"]},
-            batch, jnp.linspace(1.0, 0.0, steps + 1), jnp.full((steps,), guidance, jnp.float32), _Tick(tick),
+            batch, jnp.asarray(us, jnp.float32), jnp.asarray(scales, jnp.float32), jnp.float32(cache), _Tick(tick),
         )  # fmt: skip
         x, start = np.asarray(x[0], np.float32), 0
         for i in members:
@@ -90,6 +114,18 @@ def paint(
         z = unpatchify(painted[i], items[i]["grid"], patch)[:f, :h, :w]
         results.append(np.where(canvas.start[..., None] == 0, canvas.z, z))
     return results
+
+
+def schedule(steps: int | Sequence[float]) -> Float[np.ndarray, n]:
+    """The global noise levels from 1 to 0. Raises InputError for less than a step, or levels that do not fall so."""
+    if np.ndim(steps) == 0:
+        if steps < 1:
+            raise InputError(f"steps is {steps}; take at least 1")
+        return np.linspace(1.0, 0.0, int(steps) + 1)
+    us = np.asarray(steps, np.float64)
+    if len(us) < 2 or us[0] != 1 or us[-1] != 0 or (np.diff(us) >= 0).any():
+        raise InputError(f"steps are {list(steps)}; levels must fall from 1 to 0")
+    return us
 
 
 class _Tick:
@@ -107,8 +143,8 @@ class _Tick:
         return isinstance(other, _Tick)
 
 
-def prepare(model: Model, canvas: Canvas, prompt: str, negative: str, seed: int, index: int) -> dict:
-    """One canvas as patches: clean x, noise, start, positions, noise shift and text."""
+def prepare(model: Model, canvas: Canvas, prompt: str | Sequence[Shot], negative: str, seed: int, index: int) -> dict:
+    """One canvas as patches: clean x, noise, start, positions, noise shift, texts and which of them a patch reads."""
     patch = model.dit.patch
     f, h, w, c = canvas.z.shape
     over = [(0, -n % p) for n, p in zip((f, h, w), patch)]  # painted on the grid above, cropped after
@@ -118,26 +154,31 @@ def prepare(model: Model, canvas: Canvas, prompt: str, negative: str, seed: int,
     # numpy's Philox gives the same noise on every machine, for any size, without compiling anything
     eps = np.random.Generator(np.random.Philox([seed, index])).standard_normal((f, h, w, c), np.float32)
     eps = np.pad(eps, [*over, (0, 0)], mode="reflect" if min(f, h, w) > 1 else "edge")
-    texts = []
-    for text in (prompt, negative):
-        tokens = model.tokenizer.encode(text)
-        if len(tokens) > model.config["sample"]["text_row"]:
-            raise InputError(
-                f"a prompt of {len(tokens)} tokens is too long for this model, "
-                f"which takes {model.config['sample']['text_row']}"
-            )
-        texts.append(tokens)
-    x = patchify(z, patch)
+    shots = [Shot(1, prompt)] if isinstance(prompt, str) else list(prompt)
+    texts = [[model.tokenizer.encode(shot.prompt) for shot in shots], [model.tokenizer.encode(negative)] * len(shots)]
+    words = max(sum(map(len, side)) for side in texts)
+    if words > model.config["sample"]["text_row"]:
+        raise InputError(
+            f"a prompt of {words} tokens is too long for this model, which takes {model.config['sample']['text_row']}"
+        )
+    x, pos = patchify(z, patch), positions(grid)
+    ask = np.zeros(len(x), np.int32)
+    if len(shots) > 1:
+        latent = pos[:, 0] * patch[0]
+        frame = np.maximum(latent * model.grid[0] - model.grid[0] + 1, 0)  # the first pixel frame of each patch
+        ask = np.searchsorted(np.cumsum([shot.frames for shot in shots])[:-1], frame, side="right").astype(np.int32)
+        pos = pos + np.cumsum([CUT * shot.cut for shot in shots])[ask][:, None] * np.array([1, 0, 0])
     base = model.config["flow"]["shift_base"]
     return {
         "grid": grid,
         "x": x,
         "eps": patchify(eps, patch),
         "start": patchify(start, patch).max(-1),  # a patch has one noise level: its most painted latent's
-        "pos": positions(grid),
+        "pos": pos,
         "shift": float(np.sqrt(len(x) / base)) if base else 1.0,
         "texts": texts,
-        "text": max(map(len, texts)),
+        "ask": ask,
+        "text": words,
     }
 
 
@@ -165,6 +206,7 @@ def pack(items: Sequence[dict], row: int, text_row: int) -> dict[str, np.ndarray
         "eps": np.zeros((1, row, width), np.float32),
         "pos": np.zeros((1, row, 3), np.int32),
         "seg": np.zeros((1, row), np.int32),
+        "ask": np.zeros((1, row), np.int32),
         "level": np.zeros((1, row), np.int32),
         "start": np.zeros((1, size), np.float32),
         "shift": np.ones((1, size), np.float32),
@@ -173,31 +215,34 @@ def pack(items: Sequence[dict], row: int, text_row: int) -> dict[str, np.ndarray
     }
     for i, pair in enumerate(table):
         batch["start"][0, i], batch["shift"][0, i] = pair
-    at, text_at = 0, [0, 0]
+    at, text_at, asked = 0, [0, 0], 1
     for number, item in enumerate(items, 1):
         here = slice(at, at + len(item["x"]))
         batch["z"][0, here], batch["eps"][0, here], batch["pos"][0, here] = item["x"], item["eps"], item["pos"]
         batch["seg"][0, here] = number
+        batch["ask"][0, here] = asked + item["ask"]
         values, inverse = np.unique(item["start"], return_inverse=True)
         batch["level"][0, here] = np.array([entry[float(s), item["shift"]] for s in values], np.int32)[inverse]
         at = here.stop
-        for side, tokens in enumerate(item["texts"]):
-            span = slice(text_at[side], text_at[side] + len(tokens))
-            batch["txt"][side, span], batch["txt_seg"][side, span] = tokens, number
-            text_at[side] = span.stop
+        for side, texts in enumerate(item["texts"]):
+            for shot, tokens in enumerate(texts):
+                span = slice(text_at[side], text_at[side] + len(tokens))
+                batch["txt"][side, span], batch["txt_seg"][side, span] = tokens, asked + shot
+                text_at[side] = span.stop
+        asked += len(item["texts"][0])
     return batch
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 10))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 11))
 def denoise(
-    dit, text, ticking: bool, solver: str, predict: str, guided: bool,
-    params: dict, batch: dict, us: Float[Array, steps+1], guidance: Float[Array, steps], tick: _Tick,
+    dit, text, ticking: bool, solver: str, predict: str, guided: bool, params: dict, batch: dict,
+    us: Float[Array, steps+1], guidance: Float[Array, steps], cache: Float[Array, ""], tick: _Tick,
 ) -> Float[Array, "b s p"]:  # fmt: skip
     """The whole way from u = 1 to 0 for one packed batch; compiled once per row length and number of steps."""
     sides = 2 if guided else 1
     txt, txt_seg = batch["txt"][:sides], batch["txt_seg"][:sides]
     ctx = text.apply({"params": params["text"]}, txt, txt_seg)
-    pos, seg, level = (jnp.repeat(batch[name], sides, 0) for name in ("pos", "seg", "level"))
+    pos, seg, ask, level = (jnp.repeat(batch[name], sides, 0) for name in ("pos", "seg", "ask", "level"))
 
     def levels(u: Array) -> Float[Array, "1 k"]:  # equation (1)
         return jnp.minimum(flow.shifted(u, batch["shift"]), batch["start"])
@@ -205,19 +250,25 @@ def denoise(
     def of(table: Float[Array, "1 k"]) -> Float[Array, "1 s 1"]:
         return jnp.take_along_axis(table, batch["level"], 1)[..., None]
 
-    def step(carry, now):
-        x, before = carry
-        i, u, u1, u_before, scale = now
-        table = levels(u)
-        t0, t1 = of(table), of(levels(u1))
-        both = jnp.repeat(x, sides, 0)
-        out = dit.apply({"params": params["dit"]}, both, pos, seg, jnp.repeat(table, sides, 0), level, ctx, txt_seg)
+    def look(x: Array, table: Array, scale: Array) -> Array:
+        """x0 as the network sees it."""
+        both, t0 = jnp.repeat(x, sides, 0), of(table)
+        table = jnp.repeat(table, sides, 0)
+        out = dit.apply({"params": params["dit"]}, both, pos, seg, table, level, ctx, txt_seg, ask)
         v = flow.velocity(predict, out, both, jnp.repeat(t0, sides, 0))
         if guided:  # equation (2)
             v = v[1:] + scale * (v[:1] - v[1:])
-        x0 = flow.clean(v, x, t0)
+        return flow.clean(v, x, t0)
+
+    def step(carry, now):
+        x, before, seen = carry
+        i, u, u1, u_before, scale = now
+        table = levels(u)
+        t0, t1 = of(table), of(levels(u1))
+        moved = jnp.abs(x - seen).sum() >= cache * jnp.abs(seen).sum()
+        x0, seen = jax.lax.cond(moved | (i == 0), lambda: (look(x, table, scale), x), lambda: (before, seen))
         if solver == "euler":
-            x = x + (t1 - t0) * v
+            x = x + (t1 - t0) * (x - x0) / jnp.maximum(t0, 1e-6)
         else:
             h, h_before = half_log_ratio(levels(u1), table), half_log_ratio(table, levels(u_before))
             second = jnp.isfinite(h) & jnp.isfinite(h_before) & (h_before > 0) & (i > 0)
@@ -227,16 +278,55 @@ def denoise(
             x = jnp.where(t0 > t1, ratio * x + ((1 - t1) - (1 - t0) * ratio) * d, x)
         if ticking:
             jax.debug.callback(lambda i: _Tick.current(i), i)
-        return (x, x0), None
+        return (x, x0, seen), None
 
     start = of(batch["start"])
     x = (1 - start) * batch["z"] + start * batch["eps"]
     count = jnp.arange(len(us) - 1)
     before = jnp.concatenate([us[:1], us[:-2]])
-    (x, _), _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), (count, us[:-1], us[1:], before, guidance))
+    (x, *_), _ = jax.lax.scan(step, (x, jnp.zeros_like(x), x), (count, us[:-1], us[1:], before, guidance))
     return jnp.where(start == 0, batch["z"], x)
 
 
 def half_log_ratio(t1: Array, t0: Array) -> Array:
     """lambda(t1) - lambda(t0) of equation (4); infinite where t0 = 1 or t1 = 0."""
     return jnp.log((1 - t1) / t1) - jnp.log((1 - t0) / t0)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def footprint(dit, row: int) -> int:
+    """Bytes that a row needs at most inside a guided step: one block's activations and scores (see layers.attend)."""
+    d, p = dit.width, int(np.prod(dit.patch)) * dit.channels
+    values = row * (12 * d + 2 * dit.mlp + 3 * p) + 3 * dit.heads * min(row, QUERY_CHUNK) * row
+    return 2 * 4 * values
+
+
+def free_memory() -> int | None:
+    """Bytes free on the device, or on the machine when the device is its CPU; None where nobody tells."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def check_memory(model: Model, row: int, grid: tuple[int, int, int], tokens: int) -> None:
+    """Raises InputError when a row does not fit, with the largest size of the same shape and length that does."""
+    free = free_memory()
+    if free is None or row <= model.config["sample"]["row"] or footprint(model.dit, row) <= free:
+        return
+    fits = row
+    while fits > 1 and footprint(model.dit, fits) > free:
+        fits = int(fits * 0.95)
+    _, side, _ = model.grid
+    h, w = (int(n * (fits / tokens) ** 0.5) * side for n in grid[1:])
+    raise InputError(
+        f"a canvas of {grid[2] * side}x{grid[1] * side} and {grid[0]} latent frames has {tokens} tokens, which need "
+        f"{footprint(model.dit, row) / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free: "
+        f"at this length {w}x{h} is the largest that fits"
+    )

@@ -9,14 +9,17 @@ from sora_jax.errors import InputError
 from sora_jax.media.writer import save_image
 
 _GAP, _TEXT, _LABEL = 6, 15, 11  # pixels between things; font sizes of captions and of frame labels
-_INK, _PALE, _PAPER = (20, 20, 20), (120, 120, 120), (255, 255, 255)
+_INK, _PALE, _PAPER, _GIVEN = (20, 20, 20), (120, 120, 120), (255, 255, 255), (220, 20, 120)
 
 
-def contact_sheet(videos, captions: list[str] | None, path: str | Path, frames: int = 8, cell: int = 192) -> Path:
+def contact_sheet(
+    videos, captions: list[str] | None, path: str | Path, frames: int = 8, cell: int = 192, known=None
+) -> Path:
     """Writes a sheet of `videos` (list of Video, of any sizes): a row each, up to `frames` evenly spaced frames in it.
 
     First and last frame are always there; under each its index and time, under the row the caption, wrapped. Cells are
     `cell` pixels wide: a smaller frame is magnified by a whole number without smoothing, a larger one reduced to fit.
+    `known`: for each video which of its frames were given, [f] bool; they get a mark.
     Raises InputError: no videos, or not a caption for each.
     """
     if not videos:
@@ -26,7 +29,8 @@ def contact_sheet(videos, captions: list[str] | None, path: str | Path, frames: 
         raise InputError(f"a contact sheet of {len(videos)} videos needs {len(videos)} captions, not {len(captions)}")
     columns = max(min(frames, len(video.frames)) for video in videos)
     width = max(columns * (cell + _GAP) + _GAP, 3 * cell)
-    rows = [_row(video, caption, frames, cell, width) for video, caption in zip(videos, captions)]
+    known = [np.zeros(len(video.frames), bool) for video in videos] if known is None else known
+    rows = [_row(video, caption, frames, cell, width, given) for video, caption, given in zip(videos, captions, known)]
     sheet = Image.new("RGB", (width, _GAP + sum(row.height + 2 * _GAP for row in rows)), _PAPER)
     top = _GAP
     for row in rows:
@@ -35,7 +39,7 @@ def contact_sheet(videos, captions: list[str] | None, path: str | Path, frames: 
     return save_image(sheet, Path(path))
 
 
-def _row(video, caption: str, frames: int, cell: int, width: int) -> Image.Image:
+def _row(video, caption: str, frames: int, cell: int, width: int, known: np.ndarray) -> Image.Image:
     count = len(video.frames)
     indices = np.linspace(0, count - 1, min(frames, count)).round().astype(int)
     pictures = [_fitted(video.frames[index], cell) for index in indices]
@@ -49,6 +53,10 @@ def _row(video, caption: str, frames: int, cell: int, width: int) -> Image.Image
         row.paste(picture, (left + (cell - picture.width) // 2, 0))
         label = f"{video.width}x{video.height}" if count == 1 else f"{index}   {index / video.fps:.2f} s"
         draw.text((left + cell / 2, picture.height + 2), label, _PALE, small, anchor="ma")
+        if known[index]:
+            edge = left + (cell - picture.width) // 2
+            draw.rectangle((edge, 0, edge + picture.width - 1, picture.height - 1), outline=_GIVEN, width=4)
+            draw.text((edge + picture.width - 8, 6), "given", _GIVEN, small, anchor="ra")
     for number, line in enumerate(lines):
         draw.text((_GAP, text_top + number * (_TEXT + 5)), line, _INK, font)
     return row

@@ -3,6 +3,7 @@
     x [b s p]      noisy patches of many clips, packed           pos [b s 3]   each patch's place in its own clip
     seg [b s]      which clip of the row; 0 is padding           level [b s]   index of its noise level in t
     t [b k]        the row's few noise levels, 1 = pure noise    ctx [b l d], txt_seg [b l]   packed text states
+    ask [b s]      which text of the row it reads: its clip's, or, in a clip of several shots, its shot's
 
 Shaped like Wan 2.1 (arXiv:2503.20314): with e = table + time projection, in the order shift, scale, gate,
 
@@ -17,7 +18,10 @@ Weights are float32; matrices multiply in `dtype`; norms, modulation, softmax an
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -34,6 +38,13 @@ def sinusoid(t: Float[Array, "*b"], width: int = TIME_FREQUENCIES) -> Float[Arra
     frequency = jnp.asarray(1e4 ** (-np.arange(width // 2, dtype=np.float64) / (width // 2)), jnp.float32)
     angle = t[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def spread(levels: Float[Array, "b k n d"], of_level: Float[Array, "b s k"]) -> list[Float[Array, "b s d"]]:
+    """Each patch's n vectors, by its noise level. A product with one-hot rows copies exactly, and its gradient is a
+    product too, where a gather's would be a scatter: slow everywhere, on a CPU most of the step."""
+    pick = partial(jnp.einsum, "b s k, b k d -> b s d", precision=jax.lax.Precision.HIGHEST)
+    return [pick(of_level, levels[:, :, i]) for i in range(levels.shape[2])]
 
 
 class SelfAttention(nn.Module):
@@ -55,21 +66,21 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Patches of a clip attend to the text of the same clip."""
+    """Patches attend to the text they ask for."""
 
     heads: int
     dtype: str
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b s d"], ctx: Float[Array, "b l d"], seg: Int[Array, "b s"], txt_seg: Int[Array, "b l"]
+        self, x: Float[Array, "b s d"], ctx: Float[Array, "b l d"], ask: Int[Array, "b s"], txt_seg: Int[Array, "b l"]
     ) -> Float[Array, "b s d"]:
         width = x.shape[-1]
         q = RMSNorm(name="q_norm")(nn.Dense(width, dtype=self.dtype, name="q")(x))
         k = RMSNorm(name="k_norm")(nn.Dense(width, dtype=self.dtype, name="k")(ctx))
         v = nn.Dense(width, dtype=self.dtype, name="v")(ctx)
         q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
-        y = rearrange(attend(q, k, v, seg, txt_seg), "b s n k -> b s (n k)")
+        y = rearrange(attend(q, k, v, ask, txt_seg), "b s n k -> b s (n k)")
         return nn.Dense(width, dtype=self.dtype, name="o")(y)
 
 
@@ -81,15 +92,14 @@ class Block(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x, time, level, ctx, cos, sin, seg, txt_seg):
+    def __call__(self, x, time, of_level, ctx, cos, sin, seg, ask, txt_seg):
         width = x.shape[-1]
         table = self.param("modulation", nn.initializers.normal(width**-0.5), (6, width))
-        levels = table + time  # b k 6 d, float32
-        e = [jnp.take_along_axis(levels[:, :, i], level[..., None], 1) for i in range(6)]  # each b s d
+        e = spread(table + time, of_level)  # six of b s d
         y = (layer_norm(x) * (1 + e[1]) + e[0]).astype(self.dtype)
         x = x + e[2] * SelfAttention(self.heads, self.dtype, name="self")(y, cos, sin, seg)
         y = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="cross_norm")(x).astype(self.dtype)
-        x = x + CrossAttention(self.heads, self.dtype, name="cross")(y, ctx, seg, txt_seg)
+        x = x + CrossAttention(self.heads, self.dtype, name="cross")(y, ctx, ask, txt_seg)
         y = (layer_norm(x) * (1 + e[4]) + e[3]).astype(self.dtype)
         y = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_up")(y), approximate=True)
         x = x + e[5] * nn.Dense(width, dtype=self.dtype, name="mlp_down")(y)
@@ -122,8 +132,10 @@ class DiT(nn.Module):
         level: Int[Array, "b s"],
         ctx: Float[Array, "b l c"],
         txt_seg: Int[Array, "b l"],
+        ask: Int[Array, "b s"] | None = None,
     ) -> Float[Array, "b s p"]:
-        """The prediction (see `flow.PREDICTIONS`) for every patch, in float32."""
+        """The prediction (see `flow.PREDICTIONS`) for every patch, in float32. ask None: each its clip's text."""
+        ask = seg if ask is None else ask
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_in")(x).astype(jnp.float32)
         ctx = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="text_in")(ctx), approximate=True)
         ctx = nn.Dense(self.width, dtype=self.dtype, name="text_out")(ctx)
@@ -140,9 +152,12 @@ class DiT(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        x, _ = layers(self.heads, self.mlp, self.dtype, name="blocks")(x, six, level, ctx, cos, sin, seg, txt_seg)
+        of_level = nn.one_hot(level, t.shape[1])
+        x, _ = layers(self.heads, self.mlp, self.dtype, name="blocks")(
+            x, six, of_level, ctx, cos, sin, seg, ask, txt_seg
+        )
         table = self.param("head_modulation", nn.initializers.normal(self.width**-0.5), (2, self.width))
-        e = [jnp.take_along_axis(row + time, level[..., None], 1) for row in table]
+        e = spread(table + time[:, :, None], of_level)
         y = layer_norm(x) * (1 + e[1]) + e[0]
         size = int(np.prod(self.patch)) * self.channels
         return nn.Dense(size, kernel_init=nn.initializers.zeros, name="head")(y)

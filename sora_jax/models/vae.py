@@ -25,7 +25,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from sora_jax.models.layers import CausalConv3d, ChannelNorm, conv3d, with_past
+from sora_jax.models.layers import CausalConv3d, ChannelNorm, attend, conv3d, with_past
 
 
 class ResBlock(nn.Module):
@@ -53,7 +53,8 @@ class FrameAttention(nn.Module):
         width = x.shape[-1]
         y = rearrange(ChannelNorm(name="norm")(x), "b f h w c -> (b f) (h w) 1 c")
         q, k, v = jnp.split(nn.Dense(3 * width, dtype=self.dtype, name="qkv")(y), 3, -1)
-        y = nn.dot_product_attention(q, k, v, force_fp32_for_softmax=True)
+        frame = jnp.ones(y.shape[:2], jnp.int32)
+        y = attend(q, k, v, frame, frame)
         y = nn.Dense(width, dtype=self.dtype, name="out")(y)
         return x + rearrange(y, "(b f) (h w) 1 c -> b f h w c", b=x.shape[0], h=x.shape[2])
 
@@ -234,7 +235,7 @@ class VAE(nn.Module):
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def encode(self, video: Float[Array, "b f h w 3"], first: bool = True) -> Float[Array, "b f2 h2 w2 c"]:
-        """The posterior's mean, scaled to zero mean and unit variance per channel by the stored statistics."""
+        """The posterior's mean, normalised by the stored statistics (`model.latent_statistics`)."""
         return (self.moments(video, first)[0] - self.latent_mean) / self.latent_std
 
     def decode(self, z: Float[Array, "b f h w c"], first: bool = True) -> Float[Array, "b f2 h2 w2 3"]:
@@ -276,13 +277,17 @@ def join_blocks(blocks: Array, grid: tuple[int, int, int], time: int) -> Array:
 def principal_components(
     blocks: Float[np.ndarray, "n p"], channels: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Dense weights of the whitened linear codec of these blocks: unit-variance latents, least squared error back."""
+    """Dense weights of the linear codec of least squared error, strongest component first, half whitened.
+
+    A latent's variance is its component's standard deviation. Wholly whitened, the last details would weigh as much as
+    the first in all that a diffusion model learns; as they are, the first would drown the rest in any noise.
+    """
     mean = blocks.mean(0)
     covariance = np.cov((blocks - mean).T.astype(np.float64))
     variance, vectors = np.linalg.eigh(covariance)
     variance, vectors = variance[::-1][:channels], vectors[:, ::-1][:, :channels]
-    std = np.sqrt(np.maximum(variance, 1e-8))
-    into, out = vectors / std, (vectors * std).T
+    root = np.maximum(variance, 1e-8) ** 0.25
+    into, out = vectors / root, (vectors * root).T
     return (
         {"kernel": into.astype(np.float32), "bias": (-mean @ into).astype(np.float32)},
         {"kernel": out.astype(np.float32), "bias": mean.astype(np.float32)},

@@ -3,10 +3,14 @@
 Each step every clip of every row draws a noise level t (law and shift of `config.flow`) and a mask of what it knows of
 itself (`canvas.training_mask`, shares of `config.masks`): known patches are clean (t = 0) and are not part of the loss.
 
-    loss = mean over patches to paint of |prediction - target|^2                    (flow.target, config.flow.predict)
+    loss = mean over patches to paint of min(1, t / floor)^2 |velocity(prediction) - (eps - x0)|^2  (flow.py eqs. 2, 4)
+
+Whatever is predicted (config.flow.predict), its error is measured as a velocity, so that losses of all kinds compare
+and none of them decides how much each noise level counts. Below `config.flow.floor` it is the error of x0 over the
+floor instead: a velocity's would grow with 1 / t there, and drown what text has to say in the last details.
 
 Keys of the config it reads: text, dit (fields of `TextEncoder`, `DiT`; trained together), flow = dict(predict, law,
-shift_base), masks, data (see `data.pipeline.latents`; path and held_out are folders of latents, or "world" and
+shift_base, floor), masks, data (see `data.pipeline.latents`; path and held_out are folders of latents, or "world" and
 "world-held-out", small sets made on the spot), vae_model (the folder whose VAE made the latents), tokenizer, sample
 (kept with the model) and prompts: (text, (w, h), frames), painted at fixed seeds.
 """
@@ -70,7 +74,8 @@ def make(config) -> Task:
         x_t = flow.add_noise(batch["x"], eps, t_patch)
         ctx = text.apply({"params": params["text"]}, batch["txt"], batch["txt_seg"])
         out = dit.apply({"params": params["dit"]}, x_t, batch["pos"], seg, table, level, ctx, batch["txt_seg"])
-        return jnp.square(out - flow.target(config.flow.predict, batch["x"], eps, t_patch)).mean(-1)
+        error = flow.velocity(config.flow.predict, out, x_t, t_patch) - (eps - batch["x"])
+        return jnp.square(jnp.minimum(1.0, t_patch / config.flow.floor) * error).mean(-1)
 
     def loss(params: dict, batch: dict, key) -> tuple[Array, dict]:
         key_t, key_mask, key_eps = jax.random.split(key, 3)

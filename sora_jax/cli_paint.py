@@ -1,0 +1,351 @@
+"""The verbs of the `sora-jax` command that paint: from a prompt, pictures, footage.
+
+Each reads what it is given, calls the Model's method of its name, and writes the result, all or nothing: the clip or
+image, a contact sheet if asked (frames that were given are marked), and one JSON line on stdout; progress on stderr.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from sora_jax.errors import InputError
+
+STILL = (".png", ".jpg", ".jpeg")  # a prompt is painted as an image to these unless told a length
+
+
+# ------------------------------------------------------------------------------------------------ verbs
+
+
+def generate(args) -> None:
+    """Paint a video, or an image, from a prompt; print one JSON line about it."""
+    frames = 1 if args.frames is None and args.seconds is None and suffix(args.out) in STILL else args.frames
+    length = {"frames": frames, "seconds": args.seconds}
+
+    def run(model, how):
+        from sora_jax import prompting
+
+        fps = model.config["sample"]["fps"]
+        if args.preview:
+            preview(args, lambda size: model.generate(args.prompt, size=size, **length, **how))
+        count = prompting.length_of(frames, args.seconds, fps, 17)
+        if count > prompting.reach(model)[0]:  # in windows, each written when it is there
+            return fps, prompting.stream(model, args.prompt, size=args.size, frames=count, **how)
+        video = model.generate(args.prompt, size=args.size, frames=count, **how)
+        return video.fps, iter([video.frames])
+
+    produce(args, run, still=frames == 1)
+
+
+def image(args) -> None:
+    """Paint one image from a prompt."""
+    args.frames, args.seconds = 1, None
+    generate(args)
+
+
+def animate(args) -> None:
+    """Bring a picture to life: it is the first frame, or stands where --at or --key say."""
+    pictures = {second: read(path, still=True) for second, path in args.key}
+    given = None if args.image is None else read(args.image, still=True)
+    length = {"frames": args.frames, "seconds": args.seconds}
+    sources = [video for video in (given, *pictures.values()) if video is not None]
+    simple(args, lambda m, how: m.animate(given, args.prompt, at=args.at, keys=pictures, **length, **how), *sources)
+
+
+def extend(args) -> None:
+    """Go on with a video after its end, before its beginning, or both."""
+    video = read(args.video)
+    simple(args, lambda m, how: m.extend(video, args.prompt, before=args.before, after=args.after, **how), video)
+
+
+def loop(args) -> None:
+    """Add the join that makes a video an endless loop without a seam."""
+    video = read(args.video)
+    simple(args, lambda m, how: m.loop(video, args.prompt, seconds=args.seconds, **how), video)
+
+
+def connect(args) -> None:
+    """Let one video flow into another."""
+    a, b = read(args.a), read(args.b)
+    if (a.width, a.height) != (b.width, b.height):
+        small, large = sorted((a, b), key=lambda v: v.width * v.height)
+        print(
+            f"the clip of {small.width}x{small.height} is letterboxed into {large.width}x{large.height}",
+            file=sys.stderr,
+        )
+    simple(args, lambda m, how: m.connect(a, b, args.prompt, seconds=args.seconds, hard=args.hard, **how), a, b)
+
+
+def fill(args) -> None:
+    """Paint missing frames, or what is white in a mask."""
+    video, mask = read(args.video), args.mask and read(args.mask)
+    simple(args, lambda m, how: m.fill(video, args.prompt, missing=args.missing, mask=mask, **how), video)
+
+
+def outpaint(args) -> None:
+    """Paint a wider or taller view around a video."""
+    video = read(args.video)
+    simple(args, lambda m, how: m.outpaint(video, args.prompt, size=args.size, **how), video)
+
+
+def edit(args) -> None:
+    """Repaint a video, or what is white in a mask, to a prompt."""
+    video, mask = read(args.video), args.mask and read(args.mask)
+    simple(args, lambda m, how: m.edit(video, args.prompt, strength=args.strength, mask=mask, **how), video)
+
+
+def interpolate(args) -> None:
+    """Paint frames between the frames of a video."""
+    video = read(args.video)
+    simple(args, lambda m, how: m.interpolate(video, args.fps, args.prompt, **how), video)
+
+
+def storyboard(args) -> None:
+    """Paint several shots, each with its prompt and length, on one timeline.
+
+    The board is JSON: {"size": "96x64", "shots": [{"prompt": "...", "seconds": 2, "cut": true}, ...]}
+    """
+    try:
+        board = json.loads(Path(args.board).read_text())
+        shots = [(float(s["seconds"]), str(s["prompt"]), bool(s.get("cut", False))) for s in board["shots"]]
+        wh = size(board.get("size", "64x64"))
+    except (ValueError, KeyError, TypeError, AttributeError, argparse.ArgumentTypeError) as error:
+        raise InputError(
+            f"{args.board} is not a storyboard ({error}); {storyboard.__doc__.splitlines()[-2].strip()}"
+        ) from None
+    args.prompt = " | ".join(prompt for _, prompt, _ in shots)
+    simple(args, lambda m, how: m.storyboard(shots, size=wh, **how))
+
+
+# ------------------------------------------------------------------------------------------------ what all of them do
+
+
+def simple(args, method: Callable, *sources) -> None:
+    """A verb whose method gives a Video."""
+
+    def run(model, how):
+        video = method(model, how)
+        return video.fps, iter([video.frames])
+
+    produce(args, run, sources=sources)
+
+
+def produce(args, run: Callable, still: bool = False, sources=()) -> None:
+    """Runs `run(model, keywords) -> (fps, pieces of frames)` with a progress bar and writes what it gives."""
+    from tqdm import tqdm
+
+    from sora_jax import media
+
+    began = time.perf_counter()
+    if not still or not media.is_still(Path(args.out)):
+        media.Writer(args.out, 16, 16, 8)  # refuses a suffix it cannot write before the painting, not after
+    for path in filter(None, (args.out, args.sheet)):
+        if not os.access(Path(path).absolute().parent, os.W_OK):
+            raise InputError(f"cannot write {path}: there is no folder {Path(path).absolute().parent} to write in")
+
+    from sora_jax.model import load
+
+    model = load(args.model)
+    # XLA does not come back to Python while it runs: Ctrl-C ends the process as it stands, for nothing is written yet.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    bar = tqdm(desc="painting", unit="step", file=sys.stderr)
+
+    def progress(done: int, of: int) -> None:
+        bar.total = of
+        bar.update(done - bar.n)
+
+    how = {"seed": args.seed, "steps": args.steps, "guidance": args.guidance, "negative": args.negative}
+    with bar:
+        fps, pieces = run(model, how | {"cache": args.cache, "progress": progress})
+        facts, shown = write(args.out, fps, pieces, keep=bool(args.sheet))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if args.sheet:
+        given = {frame.tobytes() for source in sources for frame in source.frames}
+        known = [[frame.tobytes() in given for frame in shown.frames]]
+        media.contact_sheet([shown], [args.prompt], args.sheet, known=known)
+    print(json.dumps(facts | {"seed": args.seed, "seconds": round(time.perf_counter() - began, 2)}))
+
+
+def write(path: str, fps: float, pieces: Iterator, keep: bool) -> tuple[dict, object]:
+    """Writes pieces of frames as they come; returns facts about them and, if they are to be kept, the Video."""
+    import numpy as np
+
+    from sora_jax import media
+
+    first, kept, count = next(pieces), [], 0
+    height, width = first.shape[1:3]
+    if len(first) == 1 and media.is_still(Path(path)):
+        media.write(media.Video(first, fps), path)
+        kept, count = [first], 1
+    else:
+        with media.Writer(path, width, height, fps) as writer:
+            for piece in chain([first], pieces):
+                writer.write(piece)
+                kept += [piece] if keep else []
+                count += len(piece)
+    facts = {"path": path, "width": width, "height": height, "frames": count, "fps": fps}
+    return facts, media.Video(np.concatenate(kept), fps) if keep else None
+
+
+def preview(args, paint: Callable) -> None:
+    """The same at half the size first, for a look before the long wait."""
+    side = tuple(max(16, n // 2) for n in args.size)
+    small = Path(args.out).with_stem(Path(args.out).stem + ".preview")
+    paint(side).save(small)
+    print(f"a preview of {side[0]}x{side[1]}: {small}", file=sys.stderr)
+
+
+def read(path: str, still: bool = False):
+    """The clip at a path; of a picture its one frame."""
+    from sora_jax import media
+
+    return media.read(path, max_frames=1 if still else None)
+
+
+# ------------------------------------------------------------------------------------------------ flags
+
+
+def add(verb: Callable) -> None:
+    """Adds the verbs with their flags; `verb(name, function, about)` gives the parser of a new one."""
+    p = verb("generate", generate, "paint a video or an image from a prompt")
+    p.add_argument("prompt")
+    p.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
+    length(p, "default 17; 1 is an image")
+    p.add_argument("--preview", action="store_true", help="paint it at half the size first, beside --out")
+    common(p)
+
+    p = verb("image", image, "paint an image from a prompt")
+    p.add_argument("prompt")
+    p.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
+    p.add_argument("--preview", action="store_true", help="paint it at half the size first, beside --out")
+    common(p)
+
+    p = verb("animate", animate, "bring a picture to life")
+    p.add_argument("image", nargs="?", metavar="IMAGE")
+    p.add_argument("prompt", nargs="?", default="")
+    p.add_argument("--at", type=float, default=0.0, metavar="SHARE", help="where it stands: 0 first, 1 last frame")
+    p.add_argument("--key", type=key, action="append", default=[], metavar="SECOND=IMAGE", help="more pictures")
+    length(p, "default: as many as the model learned")
+    common(p)
+
+    p = verb("extend", extend, "go on with a video, forward or backward")
+    source(p)
+    p.add_argument("--before", type=float, default=0.0, metavar="S", help="seconds before its beginning")
+    p.add_argument("--after", type=float, default=0.0, metavar="S", help="seconds after its end")
+    common(p)
+
+    p = verb("loop", loop, "make a video an endless loop")
+    source(p)
+    p.add_argument("--seconds", type=float, metavar="S", help="of the join")
+    common(p)
+
+    p = verb("connect", connect, "let one video flow into another")
+    p.add_argument("a", metavar="A")
+    p.add_argument("b", metavar="B")
+    p.add_argument("prompt", nargs="?", default="")
+    p.add_argument("--seconds", type=float, metavar="S", help="of the join")
+    p.add_argument("--hard", action="store_true", help="paint it from noise, not over a cross-fade")
+    common(p)
+
+    p = verb("fill", fill, "paint missing frames or masked regions")
+    source(p)
+    p.add_argument("--missing", type=span, action="append", default=[], metavar="FIRST-LAST", help="frames, from 0")
+    p.add_argument("--mask", metavar="FILE", help="a picture or a clip, white where the video is to be painted")
+    common(p)
+
+    p = verb("outpaint", outpaint, "paint a wider or taller view")
+    source(p)
+    p.add_argument("--size", type=size, required=True, metavar="WxH")
+    common(p)
+
+    p = verb("edit", edit, "repaint a video to a prompt")
+    p.add_argument("video", metavar="VIDEO")
+    p.add_argument("prompt")
+    p.add_argument("--strength", type=numbers, default=0.6, metavar="X[,X...]", help="0 to 1, or several over time")
+    p.add_argument("--mask", metavar="FILE", help="a picture or a clip, white where the video may change")
+    common(p)
+
+    p = verb("interpolate", interpolate, "paint frames between frames")
+    source(p)
+    p.add_argument("--fps", type=float, required=True, metavar="N")
+    common(p)
+
+    p = verb("storyboard", storyboard, "paint several shots on one timeline")
+    p.add_argument("board", metavar="BOARD.json")
+    common(p)
+
+
+def common(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", required=True, metavar="FILE", help=".mp4 .webm .mov .gif .webp, or .png .jpg for an image")
+    p.add_argument("--seed", type=int, default=0, metavar="K", help="the same seed gives the same bytes (default 0)")
+    p.add_argument(
+        "--steps", type=steps, metavar="N", help="solver steps, or noise levels 1,...,0 (default: the model's)"
+    )
+    p.add_argument(
+        "--guidance", type=numbers, metavar="G[,G...]", help="how hard to follow the prompt; several: in turn"
+    )
+    p.add_argument("--negative", default="", metavar="PROMPT", help="what to stay away from")
+    p.add_argument(
+        "--cache", type=float, default=0.0, metavar="X", help="skip the network while rows move less (try 0.1)"
+    )
+    p.add_argument("--model", default="tiny", metavar="DIR", help="a model folder (default: the bundled one)")
+    p.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet as well")
+
+
+def source(p: argparse.ArgumentParser) -> None:
+    p.add_argument("video", metavar="VIDEO")
+    p.add_argument("prompt", nargs="?", default="")
+
+
+def length(p: argparse.ArgumentParser, default: str) -> None:
+    group = p.add_mutually_exclusive_group()
+    group.add_argument("--seconds", type=float, metavar="S")
+    group.add_argument("--frames", type=int, metavar="N", help=default)
+
+
+def size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 96x64")
+    return int(width), int(height)
+
+
+def numbers(text: str) -> float | list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, nor several with commas between") from None
+    return values[0] if len(values) == 1 else values
+
+
+def steps(text: str) -> int | list[float]:
+    values = numbers(text)
+    if isinstance(values, list):
+        return values
+    if values != int(values):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of steps nor levels such as 1,0.8,0.4,0")
+    return int(values)
+
+
+def span(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST-LAST, such as 10-20")
+    return int(first), int(last or first)
+
+
+def key(text: str) -> tuple[float, str]:
+    second, _, path = text.partition("=")
+    try:
+        return float(second), path
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SECOND=IMAGE, such as 1.5=b.png") from None
+
+
+def suffix(path: str) -> str:
+    return Path(path).suffix.lower()

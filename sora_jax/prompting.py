@@ -1,0 +1,420 @@
+"""Prompting with pictures and footage: every verb says what of the clip to paint is known, and one painter paints it.
+
+A Draft is a clip with holes, in pixels:
+
+    frames [f h w 3]   what is known, and a guess where nothing is
+    known  [f h w]     pixels that come back exactly
+    start  [f h w]     how much may change: 1 painted from noise, 0 kept, between: the guess repainted that strongly
+
+`paint` encodes it to a canvas (`diffusion.canvas`: a latent may change as much as the least certain pixel it covers),
+samples, decodes, and puts the known pixels back; the codec's error at their border fades out over a few pixels. A
+draft longer than what the model learned (`sample.frames`) is painted in windows along time, each beginning with the
+last frames of the one before.
+
+The verbs are functions of a Model and its methods too: `model.extend(video, after=2.0)`. All of them take the keywords
+of `paint`: seed, steps, guidance, negative, cache, progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from sora_jax.diffusion import canvas, sampler
+from sora_jax.diffusion.sampler import Shot
+from sora_jax.errors import InputError
+from sora_jax.media import Video
+
+if TYPE_CHECKING:
+    from sora_jax.model import Model
+
+CROSSFADE = 0.8  # how strongly `connect` repaints the cross-fade it starts from
+BETWEEN = 0.6  # and `interpolate` the blend of its neighbours
+RING = 0.5  # and how strongly the latents around a hole in the picture may adapt to what is painted in it
+FADE = (2.0, 1.0, 1.0)  # the codec's error at a border fades out over FEATHER of these units: frames count double
+FEATHER = 4.0
+
+
+class Draft(NamedTuple):
+    """See the file's head; `fps` of the clip."""
+
+    frames: UInt8[np.ndarray, "f h w 3"]
+    known: Bool[np.ndarray, "f h w"]
+    start: Float[np.ndarray, "f h w"]
+    fps: float
+
+
+def draft(frames: np.ndarray, known: np.ndarray, fps: float, strength: float = 1.0) -> Draft:
+    """A Draft whose unknown pixels may all change by `strength`. `known` broadcasts to [f h w]."""
+    known = np.broadcast_to(known, frames.shape[:3])
+    return Draft(frames, known, np.where(known, 0.0, strength).astype(np.float32), fps)
+
+
+# ------------------------------------------------------------------------------------------------ painting
+
+
+def paint(
+    model: Model,
+    draft: Draft,
+    prompt: str = "",
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **how,
+) -> Video:
+    """The clip of a draft, window by window; `seed` is the first window's. `how` goes to `window`."""
+    frames, known, start = np.array(draft.frames), np.array(draft.known), np.array(draft.start)
+    windows = windows_of(len(frames), *reach(model))
+    for number, (at, stop, fixed) in enumerate(windows):
+        here = slice(at, stop)
+        known[at : at + fixed], start[at : at + fixed] = True, 0.0
+        part = Draft(frames[here], known[here], start[here], draft.fps)
+        tick = part_of(progress, number, len(windows))
+        frames[here] = window(model, part, prompt, seed=seed + number, progress=tick, **how)
+    return Video(frames, draft.fps)
+
+
+def window(model: Model, draft: Draft, prompt: str | Sequence[Shot], **how) -> UInt8[np.ndarray, "f h w 3"]:
+    """The frames of a draft painted in one piece; `how` goes to `sampler.paint`."""
+    f, h, w = draft.start.shape
+    time, side, _ = model.grid
+    over = ((0, -(f - 1) % time), (0, -h % side), (0, -w % side))  # painted on the grid above, cropped after
+    if draft.known.any() or draft.start.min() < 1:
+        z = model.encode(Video(np.pad(draft.frames, (*over, (0, 0)), "edge"), draft.fps))
+        made = canvas.Canvas(z, canvas.cells(np.pad(draft.start, over, "edge"), model.grid))
+    else:
+        made = canvas.blank(model.latents_of(w, h, f), model.vae.channels)
+    [z] = sampler.paint(model, [made], [prompt], **how)
+    return spliced(draft, model.decode(z).frames[:f, :h, :w])
+
+
+def spliced(draft: Draft, painted: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f h w 3"]:
+    """What was painted with the known pixels put back, and their error beside them faded out (FADE, FEATHER)."""
+    if draft.known.all():
+        return draft.frames
+    if not draft.known.any():
+        return painted
+    from scipy import ndimage
+
+    error = draft.frames.astype(np.float32) - painted
+    distance, nearest = ndimage.distance_transform_edt(~draft.known, sampling=FADE, return_indices=True)
+    weight = np.clip(1.0 - distance / FEATHER, 0.0, 1.0)[..., None].astype(np.float32)
+    mended = np.clip(np.round(painted + weight * error[tuple(nearest)]), 0, 255).astype(np.uint8)
+    return np.where(draft.known[..., None], draft.frames, mended)
+
+
+def stream(
+    model: Model, prompt: str, *, size: tuple[int, int], frames: int, seed: int = 0, progress=None, **how
+) -> Iterator[UInt8[np.ndarray, "f h w 3"]]:
+    """A clip of any length, piece by piece in flat memory: each window sees the end of the one before."""
+    w, h = size
+    windows, end = windows_of(frames, *reach(model)), np.zeros((0, h, w, 3), np.uint8)
+    for number, (at, stop, fixed) in enumerate(windows):
+        held = end[len(end) - fixed :]
+        new = np.repeat(held[-1:] if fixed else np.zeros((1, h, w, 3), np.uint8), stop - at - fixed, 0)
+        known = np.arange(stop - at)[:, None, None] < fixed
+        part = draft(np.concatenate([held, new]), known, model.config["sample"]["fps"])
+        tick = part_of(progress, number, len(windows))
+        end = window(model, part, prompt, seed=seed + number, progress=tick, **how)
+        yield end[fixed:]
+
+
+def reach(model: Model) -> tuple[int, int]:
+    """(frames of a window, frames it shares with the one before): what the model learned, and a quarter of it."""
+    time, frames = model.grid[0], model.config["sample"]["frames"]
+    return frames, 1 + (frames - 1) // (4 * time) * time
+
+
+def windows_of(frames: int, longest: int, overlap: int) -> list[tuple[int, int, int]]:
+    """(begin, end, frames known from the window before) of the windows that cover a clip."""
+    windows, at = [(0, min(frames, longest), 0)], longest - overlap
+    while windows[-1][1] < frames:
+        windows.append((at, min(frames, at + longest), overlap))
+        at += longest - overlap
+    return windows
+
+
+def part_of(progress: Callable[[int, int], None] | None, number: int, of: int) -> Callable[[int, int], None] | None:
+    """The progress of the whole, told by one of its windows."""
+    return None if progress is None else lambda done, steps: progress(number * steps + done, of * steps)
+
+
+# ------------------------------------------------------------------------------------------------ along time
+
+
+def animate(
+    model: Model,
+    image: Video | None = None,
+    prompt: str = "",
+    *,
+    at: float = 0.0,
+    keys: Mapping[float, Video] | None = None,
+    frames: int | None = None,
+    seconds: float | None = None,
+    **how,
+) -> Video:
+    """A picture comes to life: it is the frame at the share `at` of the clip (0 the first, 1 the last).
+
+    keys: more pictures, or all of them, by their time in seconds; those of another size are letterboxed into the
+    first's. A key holds the whole latent that it falls into. Raises InputError for no picture, or one outside the clip.
+    """
+    fps = model.config["sample"]["fps"]
+    length = length_of(frames, seconds, fps, model.config["sample"]["frames"])
+    if not 0 <= at <= 1:
+        raise InputError(f"the picture is placed at {at} of the clip: give a share from 0, its first frame, to 1")
+    places = {} if image is None else {round(at * (length - 1)): image}
+    places |= {round(second * fps): key for second, key in (keys or {}).items()}
+    if not places:
+        raise InputError("animate needs a picture: give one, or keys")
+    beyond = [k for k in places if not 0 <= k < length]
+    if beyond:
+        raise InputError(f"a picture at {beyond[0] / fps:g} s is outside a clip of {length / fps:g} s")
+    first = next(iter(places.values()))
+    stills = {k: letterboxed(v, (first.width, first.height)).frames[0] for k, v in sorted(places.items())}
+    order, time = np.array(sorted(stills)), model.grid[0]
+    index = np.arange(length)
+    cell = -(-index // time)  # of the codec: the first frame alone, then `time` frames each
+    nearest = order[np.abs(index[:, None] - order).argmin(1)]
+    holder = {-(-k // time): k for k in stills}
+    source = [holder.get(c, n) for c, n in zip(cell, nearest)]
+    known, held = np.isin(index, order), np.isin(cell, list(holder))
+    made = draft(np.stack([stills[k] for k in source]), known[:, None, None], fps)
+    return paint(model, made._replace(start=np.where(held[:, None, None], 0.0, made.start)), prompt, **how)
+
+
+def extend(model: Model, video: Video, prompt: str = "", *, before: float = 0.0, after: float = 0.0, **how) -> Video:
+    """The video with so many seconds more before it and after it. Raises InputError when neither is above 0."""
+    back, ahead = (_frames_of(seconds, video.fps) for seconds in (before, after))
+    if not back + ahead:
+        raise InputError(f"extend by {before:g} s before and {after:g} s after adds no frame: give --before or --after")
+    frames, longest = video.frames, reach(model)[0]
+    sees = min(len(frames), 1 + longest // 2)  # how much of the video the painter is shown
+    if ahead:
+        guess = np.concatenate([frames[-sees:], np.repeat(frames[-1:], ahead, 0)])
+        known = np.arange(len(guess)) < sees
+        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, **how)
+        frames = np.concatenate([frames, made.frames[sees:]])
+    while back:
+        now, head = min(back, longest - sees), frames[:sees]
+        guess = np.concatenate([np.repeat(head[:1], now, 0), head])
+        known = np.arange(len(guess)) >= now
+        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, **how)
+        frames, back = np.concatenate([made.frames[:now], frames]), back - now
+    return Video(frames, video.fps)
+
+
+def loop(model: Model, video: Video, prompt: str = "", *, seconds: float | None = None, **how) -> Video:
+    """The video with a join after it that leads from its end to its beginning: played again and again, it has no seam.
+
+    seconds: of the join; by default a third of what the model paints at once. Raises InputError below 2 frames.
+    """
+    if len(video.frames) < 2:
+        raise InputError(f"a loop needs a video of 2 frames or more, not {len(video.frames)}: `animate` makes one")
+    join = join_of(model, video.frames, video.frames, seconds, video.fps, 1.0, prompt, how)
+    return Video(np.concatenate([video.frames, join]), video.fps)
+
+
+def connect(
+    model: Model, a: Video, b: Video, prompt: str = "", *, seconds: float | None = None, hard: bool = False, **how
+) -> Video:
+    """A flows into B through a join of so many seconds, painted from noise if `hard`, else over a cross-fade.
+
+    B is resampled to A's rate; of two sizes the smaller clip is letterboxed into the larger's.
+    """
+    size = max(((v.width, v.height) for v in (a, b)), key=lambda wh: wh[0] * wh[1])
+    a, b = letterboxed(a, size), at_rate(letterboxed(b, size), a.fps)
+    strength = 1.0 if hard else CROSSFADE
+    join = join_of(model, a.frames, b.frames, seconds, a.fps, strength, prompt, how)
+    return Video(np.concatenate([a.frames, join, b.frames]), a.fps)
+
+
+def join_of(model: Model, a, b, seconds, fps, strength, prompt, how) -> UInt8[np.ndarray, "f h w 3"]:
+    """Frames that lead from the end of clip `a` to the beginning of clip `b`."""
+    longest, time = model.config["sample"]["frames"], model.grid[0]
+    gap = longest // 3 // time * time if seconds is None else _frames_of(seconds, fps)
+    if gap < 1:
+        raise InputError(f"a join of {seconds:g} s at {fps:g} fps has no frame: give more")
+    sees = max(1, (longest - gap) // 2)
+    a, b = a[-sees:], b[:sees]
+    guess = np.concatenate([a, crossfade(a[-1], b[0], gap), b])
+    index = np.arange(len(guess))
+    known = (index < len(a)) | (index >= len(a) + gap)
+    made = paint(model, draft(guess, known[:, None, None], fps, strength), prompt, **how)
+    return made.frames[len(a) : len(a) + gap]
+
+
+def interpolate(model: Model, video: Video, fps: float, prompt: str = "", **how) -> Video:
+    """The video at a higher rate: its frames stay, those between are painted over the blend of their neighbours."""
+    if fps <= video.fps:
+        raise InputError(f"the video has {video.fps:g} fps already: interpolate to more than that, not to {fps:g}")
+    last = len(video.frames) - 1
+    place = np.arange(int(last * fps / video.fps + 1e-6) + 1) * video.fps / fps
+    low = np.minimum(np.floor(place + 1e-6).astype(int), last)
+    share = np.clip(place - low, 0, 1)
+    known = share < 1e-3
+    ends = video.frames[low].astype(np.float32), video.frames[np.minimum(low + 1, last)].astype(np.float32)
+    blend = ends[0] + share[:, None, None, None] * (ends[1] - ends[0])
+    guess = np.where(known[:, None, None, None], video.frames[low], np.round(blend).astype(np.uint8))
+    return paint(model, draft(guess, known[:, None, None], fps, BETWEEN), prompt, **how)
+
+
+def storyboard(
+    model: Model, shots: Sequence[tuple[float, str] | tuple[float, str, bool]], *, size: tuple[int, int], **how
+) -> Video:
+    """Several shots on one timeline in one sample: (seconds, prompt, whether a cut comes before it) each.
+
+    Every patch reads its own shot's prompt and sees the patches of all shots, so that what is in one stays itself in
+    the next. Without a cut a shot flows out of the one before. Raises InputError for a shot shorter than a frame.
+    """
+    fps = model.config["sample"]["fps"]
+    board = [Shot(_frames_of(seconds, fps), *rest) for seconds, *rest in shots]
+    if not board or min(shot.frames for shot in board) < 1:
+        raise InputError(f"a storyboard needs shots of at least one frame ({1 / fps:g} s) each")
+    w, h = size
+    blank = np.zeros((sum(shot.frames for shot in board), h, w, 3), np.uint8)
+    return Video(window(model, draft(blank, np.bool_(False), fps), board, **how), fps)
+
+
+# ------------------------------------------------------------------------------------------------ within the picture
+
+
+def fill(
+    model: Model,
+    video: Video,
+    prompt: str = "",
+    *,
+    missing: Sequence[tuple[int, int]] = (),
+    mask: Video | None = None,
+    **how,
+) -> Video:
+    """Paints what is missing: frames first..last (counted from 0, both included), and what is white in the mask.
+
+    The mask is a picture, or a clip as long as the video, of the video's size. Raises InputError when it is not, when
+    frames lie outside the video, or when nothing is missing or nothing is left.
+    """
+    hole = np.zeros(video.frames.shape[:3], bool)
+    for first, last in missing:
+        if not 0 <= first <= last < len(hole):
+            raise InputError(f"frames {first}-{last} are not in a video of frames 0-{len(hole) - 1}")
+        hole[first : last + 1] = True
+    if mask is not None:
+        hole |= mask_of(mask, video)
+    if not hole.any() or hole.all():
+        raise InputError("nothing is missing" if not hole.any() else "nothing of the video is left: use generate")
+    return paint(model, with_ring(draft(guessed(video.frames, hole), ~hole, video.fps), model.grid[1]), prompt, **how)
+
+
+def outpaint(model: Model, video: Video, prompt: str = "", *, size: tuple[int, int], **how) -> Video:
+    """A wider or taller view of the same clip, which stays in its middle. Raises InputError for a smaller size."""
+    w, h = size
+    if w < video.width or h < video.height or size == (video.width, video.height):
+        raise InputError(f"a video of {video.width}x{video.height} cannot be outpainted to {w}x{h}: give a larger size")
+    top, left = (h - video.height) // 2, (w - video.width) // 2
+    over = ((0, 0), (top, h - video.height - top), (left, w - video.width - left))
+    frames = np.pad(video.frames, (*over, (0, 0)), "edge")
+    known = np.pad(np.ones(video.frames.shape[:3], bool), over)
+    return paint(model, with_ring(draft(frames, known, video.fps), model.grid[1]), prompt, **how)
+
+
+def edit(
+    model: Model,
+    video: Video,
+    prompt: str,
+    *,
+    strength: float | Sequence[float] = 0.6,
+    mask: Video | None = None,
+    **how,
+) -> Video:
+    """Repaints the video, or what is white in the mask, as strongly as said (SDEdit, arXiv:2108.01073).
+
+    strength: 0 changes nothing, 1 keeps nothing; several are spread over the video's time. Raises InputError outside.
+    """
+    values = np.atleast_1d(np.asarray(strength, np.float32))
+    if values.min() < 0 or values.max() > 1:
+        raise InputError(f"strength is {strength}: give numbers from 0 (nothing changes) to 1 (nothing stays)")
+    along = np.interp(np.linspace(0, 1, len(video.frames)), np.linspace(0, 1, len(values)), values)
+    where = np.ones(video.frames.shape[:3], bool) if mask is None else mask_of(mask, video)
+    start = (along[:, None, None] * where).astype(np.float32)
+    return paint(model, Draft(video.frames, start == 0, start, video.fps), prompt, **how)
+
+
+# ------------------------------------------------------------------------------------------------ guesses and masks
+
+
+def crossfade(a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"], count: int) -> np.ndarray:
+    """`count` frames between two pictures."""
+    share = (np.arange(1, count + 1) / (count + 1))[:, None, None, None]
+    return np.round(a + share * (b.astype(np.float32) - a)).astype(np.uint8)
+
+
+def guessed(frames: UInt8[np.ndarray, "f h w 3"], hole: Bool[np.ndarray, "f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+    """The frames with holes filled by the nearest known pixel, nearer in its own frame than in any other."""
+    from scipy import ndimage
+
+    far = float(sum(frames.shape[1:3]))
+    nearest = ndimage.distance_transform_edt(hole, sampling=(far, 1, 1), return_distances=False, return_indices=True)
+    return frames[tuple(nearest)]
+
+
+def with_ring(draft: Draft, side: int) -> Draft:
+    """Lets the latents around a hole adapt to it (RING); their known pixels come back all the same."""
+    from scipy import ndimage
+
+    near = ndimage.maximum_filter(draft.start, (1, 2 * side + 1, 2 * side + 1))
+    whole = draft.known.all((1, 2), keepdims=True)  # frames without a hole stay
+    return draft._replace(start=np.where(whole, draft.start, np.maximum(draft.start, RING * near)).astype(np.float32))
+
+
+def mask_of(mask: Video, video: Video) -> Bool[np.ndarray, "f h w"]:
+    """What is white in a mask. Raises InputError when its size or length is not the video's."""
+    if (mask.width, mask.height) != (video.width, video.height):
+        raise InputError(
+            f"the mask is {mask.width}x{mask.height}, the video {video.width}x{video.height}: make them the same size"
+        )
+    if len(mask.frames) not in (1, len(video.frames)):
+        raise InputError(f"the mask has {len(mask.frames)} frames, the video {len(video.frames)}: give as many, or one")
+    return np.broadcast_to(mask.frames.mean(-1) > 127, video.frames.shape[:3])
+
+
+def letterboxed(video: Video, size: tuple[int, int]) -> Video:
+    """The video scaled into a size, aspect kept, black where it does not reach."""
+    w, h = size
+    if (video.width, video.height) == size:
+        return video
+    scale = min(w / video.width, h / video.height)
+    inner = max(1, round(video.width * scale)), max(1, round(video.height * scale))
+    left, top = (w - inner[0]) // 2, (h - inner[1]) // 2
+    frames = np.zeros((len(video.frames), h, w, 3), np.uint8)
+    for page, frame in zip(frames, video.frames):
+        page[top : top + inner[1], left : left + inner[0]] = Image.fromarray(frame).resize(inner, Image.LANCZOS)
+    return Video(frames, video.fps)
+
+
+def at_rate(video: Video, fps: float) -> Video:
+    """What is on screen at k / fps."""
+    if video.fps == fps:
+        return video
+    count = max(1, round(len(video.frames) * fps / video.fps))
+    index = np.minimum((np.arange(count) * video.fps / fps + 1e-6).astype(int), len(video.frames) - 1)
+    return Video(video.frames[index], fps)
+
+
+def length_of(frames: int | None, seconds: float | None, fps: float, default: int) -> int:
+    """A clip's length in frames, of which or of seconds one may be given. Raises InputError for both, or none in it."""
+    if frames is not None and seconds is not None:
+        raise InputError("give the length in frames or in seconds, not in both")
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise InputError(f"{seconds} seconds cannot be painted: give more than 0")
+    if seconds is None:
+        return default if frames is None else frames
+    return max(1, round(seconds * fps))
+
+
+def _frames_of(seconds: float, fps: float) -> int:
+    if not 0 <= seconds < float("inf"):
+        raise InputError(f"{seconds} seconds cannot be painted: give 0 or more")
+    return round(seconds * fps)
