@@ -3,7 +3,7 @@
     sora-jax train --config configs/vae.py:tiny --workdir runs/vae
 
 Variants:
-    tiny      the bundled model's: 4x8x8, 48 channels, 2.7M parameters, on the embedded world; 10 minutes on 2 cores.
+    tiny      the bundled model's: 4x8x8, 48 channels, 2.9M parameters, on the embedded world; 5 minutes on 2 cores.
     speedrun  the same for `make train`: 2 minutes.
     smoke     20 steps in about a minute, a checkpoint every 5: does everything run, does a killed run resume?
     wan       the shape of Wan 2.1's VAE (arXiv:2503.20314), for real footage on accelerators.
