@@ -71,13 +71,16 @@ def loop(args) -> None:
 
 def connect(args) -> None:
     """Let one video flow into another."""
+    from sora_jax import prompting
+
     a, b = read(args.a), read(args.b)
+    small, large = sorted((a, b), key=lambda v: v.width * v.height)
     if (a.width, a.height) != (b.width, b.height):
-        small, large = sorted((a, b), key=lambda v: v.width * v.height)
         print(
             f"the clip of {small.width}x{small.height} is letterboxed into {large.width}x{large.height}",
             file=sys.stderr,
         )
+    a, b = (prompting.letterboxed(clip, (large.width, large.height)) for clip in (a, b))
     simple(args, lambda m, how: m.connect(a, b, args.prompt, seconds=args.seconds, hard=args.hard, **how), a, b)
 
 
