@@ -30,7 +30,7 @@ def generate(args) -> None:
     def run(model, how):
         from sora_jax import prompting
 
-        fps = model.config["sample"]["fps"]
+        fps = model.sample["fps"]
         if args.preview:
             preview(args, lambda size: model.generate(args.prompt, size=size, **length, **how))
         count = prompting.length_of(frames, args.seconds, fps, 17)
@@ -216,16 +216,12 @@ def read(path: str, still: bool = False):
 def add(verb: Callable) -> None:
     """Adds the verbs with their flags; `verb(name, function, about)` gives the parser of a new one."""
     p = verb("generate", generate, "paint a video or an image from a prompt")
-    p.add_argument("prompt")
-    p.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
+    text(p)
     length(p, "default 17; 1 is an image")
-    p.add_argument("--preview", action="store_true", help="paint it at half the size first, beside --out")
     common(p)
 
     p = verb("image", image, "paint an image from a prompt")
-    p.add_argument("prompt")
-    p.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
-    p.add_argument("--preview", action="store_true", help="paint it at half the size first, beside --out")
+    text(p)
     common(p)
 
     p = verb("animate", animate, "bring a picture to life")
@@ -300,6 +296,12 @@ def common(p: argparse.ArgumentParser) -> None:
     p.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet as well")
 
 
+def text(p: argparse.ArgumentParser) -> None:
+    p.add_argument("prompt")
+    p.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
+    p.add_argument("--preview", action="store_true", help="paint it at half the size first, beside --out")
+
+
 def source(p: argparse.ArgumentParser) -> None:
     p.add_argument("video", metavar="VIDEO")
     p.add_argument("prompt", nargs="?", default="")
@@ -330,7 +332,7 @@ def steps(text: str) -> int | list[float]:
     values = numbers(text)
     if isinstance(values, list):
         return values
-    if values != int(values):
+    if not values.is_integer():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of steps nor levels such as 1,0.8,0.4,0")
     return int(values)
 

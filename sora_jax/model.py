@@ -60,6 +60,13 @@ class Model:
         return DiT(**_hashable(self.config["dit"]))
 
     @property
+    def sample(self) -> dict:
+        """How it paints unless told otherwise. Raises InputError when the model holds a VAE alone."""
+        if self.tokenizer is None or "dit" not in self.params:
+            raise InputError("this model holds only a VAE, which cannot paint a prompt: export a DiT's workdir")
+        return self.config["sample"]
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Pixels to a latent along (frames, rows, columns); the first frame has a latent of its own."""
         return self.vae.grid
@@ -109,9 +116,7 @@ class Model:
         negative, cache, progress.
         Raises InputError for a size, length or prompt that cannot be painted.
         """
-        if self.tokenizer is None or "dit" not in self.params:
-            raise InputError("this model holds only a VAE, which cannot paint a prompt: export a DiT's workdir")
-        sample = self.config["sample"]
+        sample = self.sample
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sizes = [size] * len(prompts) if np.ndim(size) == 1 else list(size)
         lengths = (
@@ -121,9 +126,7 @@ class Model:
         )
         if not len(prompts) == len(sizes) == len(lengths):
             raise InputError(f"{len(prompts)} prompts, {len(sizes)} sizes and {len(lengths)} lengths do not match")
-        canvases = [
-            canvas.blank(self.latents_of(w, h, f), self.vae.channels) for (w, h), f in zip(sizes, lengths, strict=True)
-        ]
+        grids = [self.latents_of(w, h, f) for (w, h), f in zip(sizes, lengths, strict=True)]
         if max(lengths) > prompting.reach(self)[0]:
             videos = [
                 Video(
@@ -132,6 +135,7 @@ class Model:
                 for p, s, f in zip(prompts, sizes, lengths)
             ]
             return videos[0] if isinstance(prompt, str) else videos
+        canvases = [canvas.blank(grid, self.vae.channels) for grid in grids]
         painted = sampler.paint(self, canvases, prompts, seed=seed, **how)
         videos = [
             Video(self.decode(z).frames[:f, :h, :w], sample["fps"])

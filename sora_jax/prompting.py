@@ -79,7 +79,9 @@ def paint(
 
 
 def window(model: Model, draft: Draft, prompt: str | Sequence[Shot], **how) -> UInt8[np.ndarray, "f h w 3"]:
-    """The frames of a draft painted in one piece; `how` goes to `sampler.paint`."""
+    """The frames of a draft painted in one piece; `how` goes to `sampler.paint`. Nothing to paint costs nothing."""
+    if draft.known.all():
+        return draft.frames
     f, h, w = draft.start.shape
     time, side, _ = model.grid
     over = ((0, -(f - 1) % time), (0, -h % side), (0, -w % side))  # painted on the grid above, cropped after
@@ -94,8 +96,6 @@ def window(model: Model, draft: Draft, prompt: str | Sequence[Shot], **how) -> U
 
 def spliced(draft: Draft, painted: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f h w 3"]:
     """What was painted with the known pixels put back, and their error beside them faded out (FADE, FEATHER)."""
-    if draft.known.all():
-        return draft.frames
     if not draft.known.any():
         return painted
     from scipy import ndimage
@@ -117,7 +117,7 @@ def stream(
         held = end[len(end) - fixed :]
         new = np.repeat(held[-1:] if fixed else np.zeros((1, h, w, 3), np.uint8), stop - at - fixed, 0)
         known = np.arange(stop - at)[:, None, None] < fixed
-        part = draft(np.concatenate([held, new]), known, model.config["sample"]["fps"])
+        part = draft(np.concatenate([held, new]), known, model.sample["fps"])
         tick = part_of(progress, number, len(windows))
         end = window(model, part, prompt, seed=seed + number, progress=tick, **how)
         yield end[fixed:]
@@ -125,7 +125,7 @@ def stream(
 
 def reach(model: Model) -> tuple[int, int]:
     """(frames of a window, frames it shares with the one before): what the model learned, and a quarter of it."""
-    time, frames = model.grid[0], model.config["sample"]["frames"]
+    time, frames = model.grid[0], model.sample["frames"]
     return frames, 1 + (frames - 1) // (4 * time) * time
 
 
@@ -162,17 +162,17 @@ def animate(
     keys: more pictures, or all of them, by their time in seconds; those of another size are letterboxed into the
     first's. A key holds the whole latent that it falls into. Raises InputError for no picture, or one outside the clip.
     """
-    fps = model.config["sample"]["fps"]
-    length = length_of(frames, seconds, fps, model.config["sample"]["frames"])
+    fps = model.sample["fps"]
+    length = length_of(frames, seconds, fps, model.sample["frames"])
     if not 0 <= at <= 1:
         raise InputError(f"the picture is placed at {at} of the clip: give a share from 0, its first frame, to 1")
     places = {} if image is None else {round(at * (length - 1)): image}
-    places |= {round(second * fps): key for second, key in (keys or {}).items()}
+    for second, key in (keys or {}).items():
+        if not 0 <= second * fps <= length - 0.5:
+            raise InputError(f"a picture at {second:g} s is outside a clip of {length / fps:g} s")
+        places[min(round(second * fps), length - 1)] = key
     if not places:
         raise InputError("animate needs a picture: give one, or keys")
-    beyond = [k for k in places if not 0 <= k < length]
-    if beyond:
-        raise InputError(f"a picture at {beyond[0] / fps:g} s is outside a clip of {length / fps:g} s")
     first = next(iter(places.values()))
     stills = {k: letterboxed(v, (first.width, first.height)).frames[0] for k, v in sorted(places.items())}
     order, time = np.array(sorted(stills)), model.grid[0]
@@ -186,7 +186,9 @@ def animate(
     return paint(model, made._replace(start=np.where(held[:, None, None], 0.0, made.start)), prompt, **how)
 
 
-def extend(model: Model, video: Video, prompt: str = "", *, before: float = 0.0, after: float = 0.0, **how) -> Video:
+def extend(
+    model: Model, video: Video, prompt: str = "", *, before: float = 0.0, after: float = 0.0, seed: int = 0, **how
+) -> Video:
     """The video with so many seconds more before it and after it. Raises InputError when neither is above 0."""
     back, ahead = (_frames_of(seconds, video.fps) for seconds in (before, after))
     if not back + ahead:
@@ -196,14 +198,14 @@ def extend(model: Model, video: Video, prompt: str = "", *, before: float = 0.0,
     if ahead:
         guess = np.concatenate([frames[-sees:], np.repeat(frames[-1:], ahead, 0)])
         known = np.arange(len(guess)) < sees
-        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, **how)
+        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, seed=seed, **how)
         frames = np.concatenate([frames, made.frames[sees:]])
     while back:
         now, head = min(back, longest - sees), frames[:sees]
         guess = np.concatenate([np.repeat(head[:1], now, 0), head])
         known = np.arange(len(guess)) >= now
-        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, **how)
-        frames, back = np.concatenate([made.frames[:now], frames]), back - now
+        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, seed=seed, **how)
+        frames, back, seed = np.concatenate([made.frames[:now], frames]), back - now, seed + 1
     return Video(frames, video.fps)
 
 
@@ -232,9 +234,21 @@ def connect(
     return Video(np.concatenate([a.frames, join, b.frames]), a.fps)
 
 
-def join_of(model: Model, a, b, seconds, fps, strength, prompt, how) -> UInt8[np.ndarray, "f h w 3"]:
-    """Frames that lead from the end of clip `a` to the beginning of clip `b`."""
-    longest, time = model.config["sample"]["frames"], model.grid[0]
+def join_of(
+    model: Model,
+    a: UInt8[np.ndarray, "f h w 3"],
+    b: UInt8[np.ndarray, "f2 h w 3"],
+    seconds: float | None,
+    fps: float,
+    strength: float,
+    prompt: str,
+    how: dict,
+) -> UInt8[np.ndarray, "f3 h w 3"]:
+    """Frames that lead from the end of clip `a` to the beginning of clip `b`; `how` goes to `paint`.
+
+    Raises InputError for a join shorter than a frame.
+    """
+    longest, time = model.sample["frames"], model.grid[0]
     gap = longest // 3 // time * time if seconds is None else _frames_of(seconds, fps)
     if gap < 1:
         raise InputError(f"a join of {seconds:g} s at {fps:g} fps has no frame: give more")
@@ -249,7 +263,7 @@ def join_of(model: Model, a, b, seconds, fps, strength, prompt, how) -> UInt8[np
 
 def interpolate(model: Model, video: Video, fps: float, prompt: str = "", **how) -> Video:
     """The video at a higher rate: its frames stay, those between are painted over the blend of their neighbours."""
-    if fps <= video.fps:
+    if not video.fps < fps < float("inf"):
         raise InputError(f"the video has {video.fps:g} fps already: interpolate to more than that, not to {fps:g}")
     last = len(video.frames) - 1
     place = np.arange(int(last * fps / video.fps + 1e-6) + 1) * video.fps / fps
@@ -270,7 +284,7 @@ def storyboard(
     Every patch reads its own shot's prompt and sees the patches of all shots, so that what is in one stays itself in
     the next. Without a cut a shot flows out of the one before. Raises InputError for a shot shorter than a frame.
     """
-    fps = model.config["sample"]["fps"]
+    fps = model.sample["fps"]
     board = [Shot(_frames_of(seconds, fps), *rest) for seconds, *rest in shots]
     if not board or min(shot.frames for shot in board) < 1:
         raise InputError(f"a storyboard needs shots of at least one frame ({1 / fps:g} s) each")
@@ -334,7 +348,7 @@ def edit(
     strength: 0 changes nothing, 1 keeps nothing; several are spread over the video's time. Raises InputError outside.
     """
     values = np.atleast_1d(np.asarray(strength, np.float32))
-    if values.min() < 0 or values.max() > 1:
+    if not (values.min() >= 0 and values.max() <= 1):
         raise InputError(f"strength is {strength}: give numbers from 0 (nothing changes) to 1 (nothing stays)")
     along = np.interp(np.linspace(0, 1, len(video.frames)), np.linspace(0, 1, len(values)), values)
     where = np.ones(video.frames.shape[:3], bool) if mask is None else mask_of(mask, video)

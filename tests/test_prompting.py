@@ -11,6 +11,7 @@ from sora_jax import cli, media, prompting
 from sora_jax.diffusion import canvas, sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
+from sora_jax.model import Model
 
 
 def clip(frames: int, width: int = 21, height: int = 18, seed: int = 0, fps: float = 8.0) -> Video:
@@ -169,6 +170,18 @@ def test_mistakes_get_one_sentence(model, monkeypatch):  # noqa: F811
     refused("outside", lambda: model.animate(keys={9.0: A}, seconds=1.0))
     refused("needs a picture", lambda: model.animate())
     refused("shots", lambda: model.storyboard([], size=(16, 16)))
+    nan = float("nan")
+    refused("nan", lambda: model.edit(A, "b", strength=nan))
+    refused("nan", lambda: model.interpolate(A, nan))
+    refused("inf", lambda: model.interpolate(A, float("inf")))
+    refused("nan", lambda: model.extend(A, after=nan))
+    refused("nan", lambda: model.animate(keys={nan: A}, frames=5))
+    refused("nan", lambda: model.generate("a", cache=nan))
+    refused("nan", lambda: model.generate("a", guidance=nan))
+    refused("nan", lambda: model.generate("a", steps=[1, nan, 0]))
+    codec = Model({"vae": model.config["vae"]}, {"vae": model.params["vae"]})
+    for verb in (lambda: codec.extend(A, after=1.0), lambda: codec.animate(A), lambda: codec.edit(A, "b")):
+        refused("only a VAE", verb)
     refused("fall from 1 to 0", lambda: model.generate("a", steps=[1, 0.2, 0.4, 0]))
     monkeypatch.setattr(sampler, "free_memory", lambda: 10**6)
     refused(r"tokens.*GB.*largest that fits", lambda: model.generate("a", size=(2048, 2048), frames=1))
@@ -217,6 +230,7 @@ def test_the_commands_mistakes_get_one_sentence(tmp_path, capsys):
         (["edit", tmp_path / "a.mp4", "b", "--strength", "much"], "much"),
         (["storyboard", tmp_path / "board.json"], "shots"),
         (["animate", tmp_path / "a.mp4", "--key", "x"], "SECOND=IMAGE"),
+        (["generate", "a", "--steps", "inf"], "whole number"),
     ):
         try:
             code = cli.main([str(arg) for arg in (*args, "--out", tmp_path / "x.mp4")])

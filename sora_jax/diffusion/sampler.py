@@ -81,9 +81,13 @@ def paint(
     solver = config["solver"] if solver is None else solver
     if solver not in SOLVERS:
         raise InputError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
+    if not 0 <= cache < float("inf"):
+        raise InputError(f"cache is {cache}; give a share of 0 (no cache) or more")
     us = schedule(steps)
     steps = len(us) - 1
     scales = np.atleast_1d(np.asarray(guidance, np.float32))
+    if not np.isfinite(scales).all():
+        raise InputError(f"guidance is {guidance}; give finite numbers")
     scales = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(scales)), scales)
     patch = model.dit.patch
     items = [
@@ -123,7 +127,7 @@ def schedule(steps: int | Sequence[float]) -> Float[np.ndarray, n]:
             raise InputError(f"steps is {steps}; take at least 1")
         return np.linspace(1.0, 0.0, int(steps) + 1)
     us = np.asarray(steps, np.float64)
-    if len(us) < 2 or us[0] != 1 or us[-1] != 0 or (np.diff(us) >= 0).any():
+    if len(us) < 2 or us[0] != 1 or us[-1] != 0 or not (np.diff(us) < 0).all():
         raise InputError(f"steps are {list(steps)}; levels must fall from 1 to 0")
     return us
 

@@ -202,7 +202,7 @@ TASKS = {f.__name__: f for f in (animate, extend, backward, loop, connect, fill,
 
 def drift(model, how: dict, cases: int = 4, seconds: float = 60.0, piece: float = 5.0) -> list[dict]:
     """The oracle's accuracy in each 5-second piece of clips of a minute: is the object still the one told?"""
-    fps, found = model.config["sample"]["fps"], []
+    fps, found = model.sample["fps"], []
     for case in range(cases):
         scene = scene_of(case, texture="solid", motion="still")
         thing = scene.things[0]
