@@ -9,6 +9,7 @@ whatever killed the process, and everything else is swept away at the next start
 import hashlib
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ Tree = Any  # a pytree of arrays
 
 # Orbax logs the stack of every thread that could not write; here one InputError says it.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+_unraisable = sys.unraisablehook
+
+
+def _closed_loop_is_no_news(error) -> None:
+    """At the first file it cannot write orbax closes its event loop; the files under way then report to nobody."""
+    if str(error.exc_value) != "Event loop is closed":
+        _unraisable(error)
+
+
+sys.unraisablehook = _closed_loop_is_no_news
 
 
 class Checkpoints:
