@@ -50,6 +50,8 @@ def train(args) -> None:
 
     from sora_jax.train import loop
 
+    if args.distributed:
+        loop.join()
     loop.train(config, args.workdir)
 
 
@@ -148,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
     p = verb(verbs, "train", train, "train what a config describes; run it again to go on")
     p.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]")
     p.add_argument("--workdir", required=True, metavar="DIR")
+    p.add_argument("--distributed", action="store_true", help="as one of several processes (TPU pod, GKE, SLURM)")
     p.epilog = "Any value of the config can be set here: --config.opt.lr=3e-4"
 
     p = verb(verbs, "export", export, "a training's weights to a model folder")

@@ -97,7 +97,7 @@ class Regression(NamedTuple):
         return error.mean(), {"bias": params["head"]["bias"][0], "never": jnp.float32(jnp.nan)}
 
     def batches(self, cursor, host=0, hosts=1):
-        index = cursor["index"] if cursor else 0
+        index = cursor["step"] if cursor else 0
         while True:
             x = np.random.default_rng([3, index]).normal(size=(16 + 16 * (index % 2), 8)).astype(np.float32)
             y = x @ np.linspace(-1, 1, 8, dtype=np.float32)
@@ -105,7 +105,8 @@ class Regression(NamedTuple):
                 x = x * np.float32(np.nan)
             index += 1
             time.sleep(self.config.data.pause)
-            yield {"x": x, "y": y}, {"index": index, "remainder": [index % 3, "row"]}
+            mine = slice(len(x) * host // hosts, len(x) * (host + 1) // hosts)
+            yield {"x": x[mine], "y": y[mine]}, {"step": index, "remainder": [index % 3, "row"]}
 
     def evaluate(self, params, key):
         return {"bias": float(params["head"]["bias"][0] + jax.random.uniform(key))}
@@ -125,16 +126,24 @@ def train(workdir, **changes) -> dict:
     return loop.run(Regression(config), config, workdir)
 
 
-def program(workdir: Path, changes: dict, devices: int, largest_file: int) -> None:
-    """A training run as a process: what it prints goes to workdir.out and workdir.err, as a shell would have it."""
+def program(workdir: Path, changes: dict, devices: int, largest_file: int, pod: tuple | None) -> None:
+    """A training run as a process: what it prints goes to workdir.out and workdir.err, as a shell would have it.
+
+    pod: (port, processes, which) of a run of several.
+    """
+    which = f"{pod[2]}" if pod else ""
     for number, name in ((1, "out"), (2, "err")):
-        file = os.open(workdir.with_suffix(f".{name}"), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        file = os.open(workdir.with_suffix(f".{name}{which}"), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(file, number)
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"  # JAX has not started yet here
     if largest_file:
         jax.config.update("jax_enable_compilation_cache", False)  # a cache would keep the halves of files
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:
+        if pod:
+            names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+            os.environ.update(zip(names, (f"localhost:{pod[0]}", f"{pod[1]}", f"{pod[2]}")))
+            loop.join()
         train(workdir, **changes)
     except InputError as error:
         print(f"sora-jax: {error}", file=sys.stderr)  # as the command line does
@@ -148,8 +157,8 @@ def start():
     context.set_forkserver_preload(["sora_jax.train.loop", "tests.test_train"])
     running = []
 
-    def start(workdir: Path, devices: int = 8, largest_file: int = 0, **changes):
-        running.append(context.Process(target=program, args=(workdir, changes, devices, largest_file)))
+    def start(workdir: Path, devices: int = 8, largest_file: int = 0, pod: tuple | None = None, **changes):
+        running.append(context.Process(target=program, args=(workdir, changes, devices, largest_file, pod)))
         running[-1].start()
         return running[-1]
 
@@ -169,10 +178,14 @@ def lines(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def alive(process) -> bool:
+    return process.is_alive() if hasattr(process, "is_alive") else process.poll() is None
+
+
 def wait_until(condition, process, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert process.is_alive() and time.monotonic() < end, "the run ended, or hung, before what was waited for"
+        assert alive(process) and time.monotonic() < end, "the run ended, or hung, before what was waited for"
         time.sleep(0.002)
 
 
@@ -274,7 +287,7 @@ def test_sigterm_saves_says_where_it_stopped_and_exits_0(whole, start, tmp_path)
     assert 4 <= summary["step"] < STEPS
     state, cursor = checkpoint.restore(workdir / "checkpoints")
     assert checkpoint.steps(workdir / "checkpoints") == [summary["step"]]
-    assert cursor[0]["index"] == summary["step"] and float(state["loss"]) == summary["loss"]
+    assert cursor[0]["step"] == summary["step"] and float(state["loss"]) == summary["loss"]
     assert train(workdir) == whole[1]
 
 

@@ -54,6 +54,22 @@ def train(config, workdir: str | Path) -> dict:
     return run(tasks.make(config), config, workdir)
 
 
+def join() -> None:
+    """Become one of the processes of a pod, before JAX looks for its devices.
+
+    Where they are and which one this is, JAX finds out on TPU VMs, GKE and SLURM by itself; elsewhere
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. Raises InputError where neither does.
+    """
+    given = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    try:
+        jax.distributed.initialize(None, *[int(number) if number else None for number in given])
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"this process could not join others ({error}): leave out --distributed on a single host, or set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from None
+
+
 def run(task, config, workdir: str | Path) -> dict:
     """Train until `config.steps`, SIGTERM or Ctrl-C; prints one JSON line on stdout and returns it as a dict.
 
@@ -100,7 +116,7 @@ def run(task, config, workdir: str | Path) -> dict:
                 jax.block_until_ready(metrics["loss"] if lockstep else done)
                 done = metrics["loss"]
 
-                log.step(metrics, task.units(batch), task.flops(batch))
+                log.step(metrics, hosts * task.units(batch), hosts * task.flops(batch))  # of all, as of this one
                 if due(config.log_every) or stop.asked:
                     log.write(step)
                 if due(config.save_every) or stop.asked:

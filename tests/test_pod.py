@@ -1,0 +1,112 @@
+"""Several processes are one: they train the same model, save one checkpoint, stop together, go on as another number."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.train import checkpoint
+from tests.test_train import ROOT, STEPS, lines, start, train, wait_until, whole  # noqa: F401 (fixtures)
+
+HOSTS = 2
+
+
+def pod(start, workdir, **changes):  # noqa: F811
+    """Two processes of four devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [start(workdir, devices=4, pod=(port, HOSTS, i), **changes) for i in range(HOSTS)]
+
+
+def summary(workdir) -> dict:
+    """What the first process prints; the others only let gloo, which connects them, say that it does."""
+    said = [workdir.with_suffix(f".out{i}").read_text().splitlines() for i in range(HOSTS)]
+    assert all(line.startswith("[Gloo]") for line in said[0][:-1] + said[1])
+    return json.loads(said[0][-1])
+
+
+def assert_same(workdir, other):
+    for name in ("params", "ema"):
+        a, b = (checkpoint.restore(w / "checkpoints", {name: None})[0] for w in (workdir, other))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), a, b)
+
+
+def test_two_processes_are_one(whole, start, tmp_path):  # noqa: F811
+    """SIGTERM to one stops both at the same step; one process goes on from there, and ends where one alone had."""
+    workdir = tmp_path / "run"
+    processes = pod(start, workdir, data__pause=0.05)
+    wait_until(lambda: (workdir / "checkpoints" / "8").is_dir(), processes[0])
+    processes[1].terminate()
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    step = summary(workdir)["step"]
+    assert 8 <= step < STEPS and checkpoint.steps(workdir / "checkpoints")[-1] == step
+    _, cursors = checkpoint.restore(workdir / "checkpoints")
+    assert [cursor["step"] for cursor in cursors] == [step] * HOSTS
+    assert train(workdir)["step"] == STEPS
+    assert_same(workdir, whole[0])
+    assert [line["step"] for line in lines(workdir)] == sorted(line["step"] for line in lines(workdir))
+
+
+def test_a_pod_goes_on_where_one_process_stopped(start, tmp_path):  # noqa: F811
+    changes = dict(opt__schedule="constant", opt__name="adamw")
+    train(tmp_path / "one", steps=4, **changes)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    processes = pod(start, tmp_path / "two", steps=6, **changes)
+    train(tmp_path / "one", steps=6, **changes)
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    assert summary(tmp_path / "two")["step"] == 6
+    assert_same(tmp_path / "two", tmp_path / "one")
+
+
+LOCAL_POD = ["bash", str(ROOT / "launch" / "local_pod.sh"), str(HOSTS), "--config", str(ROOT / "configs/dit.py:smoke")]
+SMALL = ["--config.data.rows=8", "--config.picture_every=0", "--config.mesh.context=2"]
+
+
+def local_pod(*arguments, **variables):
+    return subprocess.Popen(
+        [*LOCAL_POD, *SMALL, *arguments],
+        env={**os.environ, "PYTHON": sys.executable, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_host_costs_one_interval(tmp_path):
+    """kill -9 of one of two real processes: both begin again from the last checkpoint, and the run ends."""
+    workdir = tmp_path / "run"
+    launcher = local_pod("--workdir", str(workdir))
+    wait_until(lambda: checkpoint.steps(workdir / "checkpoints"), launcher, 600)
+    children = subprocess.run(["pgrep", "-P", str(launcher.pid), "-f", "sora_jax.cli"], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    out, err = launcher.communicate(timeout=900)
+    assert launcher.returncode == 0 and json.loads(out.splitlines()[-1])["step"] == 20
+    assert "starting again from checkpoint" in err and f"resuming {workdir} from step" in err
+
+
+@pytest.mark.slow
+def test_a_pod_that_always_fails_gives_up(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)  # not a checkpoint
+    launcher = local_pod("--workdir", str(tmp_path / "run"), RETRIES="1")
+    _, err = launcher.communicate(timeout=900)
+    assert launcher.returncode == 1 and "2 failures in a row at checkpoint 5" in err
+
+
+@pytest.mark.slow
+def test_a_users_mistake_is_told_once(tmp_path):
+    launcher = local_pod("--workdir", str(tmp_path / "run"), "--config.data.rows=6")
+    _, err = launcher.communicate(timeout=900)
+    assert launcher.returncode == 2 and "a batch of 6 rows does not divide over mesh.data x mesh.fsdp = 1 x 4" in err
