@@ -290,7 +290,11 @@ def common(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--negative", default="", metavar="PROMPT", help="what to stay away from")
     p.add_argument(
-        "--cache", type=float, default=0.0, metavar="X", help="skip the network while rows move less (try 0.01)"
+        "--cache",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="skip the network while it would say little new (try 0.15)",
     )
     p.add_argument("--model", default="tiny", metavar="DIR", help="a model folder (default: the bundled one)")
     p.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet as well")

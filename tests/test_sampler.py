@@ -77,6 +77,36 @@ def test_any_two_sizes_are_one_compilation():
     assert sampler.denoise._cache_size() == before + 1
 
 
+def test_the_cache_looks_while_there_is_news_and_never_without():
+    """A network that always says the same is asked twice; one whose x0 follows the noise is asked as expected."""
+
+    class Counting(Exact):
+        looks = 0
+
+        def count(self):
+            self.looks += 1
+
+        def apply(self, variables, x, pos, seg, t, level, *rest):
+            jax.debug.callback(self.count)
+            moving = self.x0 * (1 + self.speed * (1 - t.max()))  # changes by about speed / steps of its size a step
+            return (x - moving) / jnp.maximum(jnp.take_along_axis(t, level, 1)[..., None], 1e-9)
+
+        speed = 0.0
+
+    def looks(cache: float, speed: float) -> int:
+        painter = Painter(0.0)
+        painter.dit = Counting(0.5)
+        painter.dit.speed = speed
+        (z,) = sampler.paint(painter, [canvas.blank((2, 4, 6), 4)], ["a"], cache=cache, **settings(steps=20))
+        jax.effects_barrier()
+        np.testing.assert_allclose(z, 0.5 * (1 + speed * 0.95), rtol=0.05)
+        return painter.dit.looks
+
+    assert looks(0.0, 0.0) == looks(0.0, 1.0) == 20
+    assert looks(0.01, 0.0) == 2
+    assert looks(0.01, 1.0) == 20 and 2 < looks(0.1, 1.0) < 15
+
+
 def test_noise_does_not_depend_on_neighbours():
     class Still(Exact):
         def apply(self, variables, x, *rest):

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2, 0.3])
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.1, 0.15, 0.2, 0.3])
     args = parser.parse_args()
     model = sora_jax.load(args.model)
     scenes = [worlds.sample(worlds.HELD_OUT + 2 * 10**6 + i, size=(64, 64), frames=17) for i in range(args.clips)]
