@@ -56,6 +56,7 @@ def get_config(**changes) -> ml_collections.ConfigDict:
     config.opt.schedule = "cosine"
     config.opt.clip = 1.0
     config.opt.accumulate = 1
+    config.profile = 0
     config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "context": 1, "ring": 1, "tensor": 1})
     config.dit = ml_collections.ConfigDict({"width": 32})
     config.data = ml_collections.ConfigDict({"pause": 0.0, "poison": (), "noise": 0.1})
@@ -200,6 +201,7 @@ def test_it_learns_and_keeps_a_record(whole, capsys):
     assert record[-1]["loss"] < 0.3 * record[0]["loss"]
     assert record[0]["never"] is None  # a metric that is NaN everywhere is null, not invalid JSON
     assert all(line["tokens_per_second"] > 0 and line["flops_per_second"] > 0 for line in record)
+    assert all(0 <= line["goodput"] < 1 for line in record) and record[-1]["goodput"] > 0
     assert [line["step"] for line in lines(workdir) if "eval/bias" in line] == [10, 20, 30]
     assert sorted(path.name for path in (workdir / "samples").iterdir()) == [f"{s:07d}.txt" for s in (10, 20, 30)]
     assert checkpoint.steps(workdir / "checkpoints") == [28, 30]  # keep = 2
@@ -213,8 +215,9 @@ def test_a_finished_run_says_the_same_again(whole, capsys):
 
 
 def test_numbers_do_not_depend_on_what_is_saved_logged_or_painted(whole, tmp_path):
-    changes = {"save_every": 0, "log_every": 7, "eval_every": 3, "picture_every": 0, "keep": 1}
+    changes = {"save_every": 0, "log_every": 7, "eval_every": 3, "picture_every": 0, "keep": 1, "profile": 5}
     assert train(tmp_path, **changes)["digest"] == whole[1]["digest"]
+    assert list((tmp_path / "tensorboard" / "plugins" / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize("moment", ["saving", "saved"])

@@ -21,9 +21,11 @@ from sora_jax.errors import InputError
 class Log:
     """Metrics of a run: kept on the device between lines, then into metrics.jsonl, TensorBoard and the progress bar."""
 
-    def __init__(self, workdir: Path, step: int, steps: int):
+    def __init__(self, workdir: Path, step: int, steps: int, started: float):
+        """started: when the process began to work, by `time.perf_counter`."""
         self.workdir, self.path = workdir, workdir / "metrics.jsonl"
         self.start, self.steps = step, steps
+        self.started, self.stepping = started, 0.0
         self.waiting, self.units, self.flops = [], 0, 0.0
 
     def __enter__(self):
@@ -47,8 +49,9 @@ class Log:
         if jax.process_index() == 0:
             self.board.close()
 
-    def step(self, metrics: dict, units: int, flops: float) -> None:
-        """Note a step's metrics without waiting for them."""
+    def step(self, metrics: dict, units: int, flops: float, seconds: float) -> None:
+        """Note a step's metrics without waiting for them, and the seconds it took, 0 when it had to be compiled."""
+        self.stepping += seconds
         self.waiting.append(metrics)
         self.units, self.flops = self.units + units, self.flops + flops
         self.bar.update(1)
@@ -64,6 +67,8 @@ class Log:
         values["skipped"] = int(metrics[-1]["skipped"])
         values |= {"tokens_per_second": self.units / seconds, "flops_per_second": self.flops / seconds}
         values["seconds_per_step"] = seconds / len(metrics)
+        # the share of all time, from the start of this process, that went into steps: not compiling, saving, painting
+        values["goodput"] = self.stepping / (time.perf_counter() - self.started)
         self.bar.set_postfix_str(
             f"loss {values['loss']:.4f}, {values['tokens_per_second']:.3g} tokens/s, "
             f"{values['flops_per_second'] / 1e9:.3g} GFLOP/s, {values['skipped']} skipped"

@@ -12,6 +12,7 @@ It knows a task by six functions (`tasks.Task`) and nothing of videos. Keys of t
     eval_every     steps between held-out evaluations
     picture_every  steps between contact sheets (each of the four also at the end; 0: only there)
     mesh           see `pod.mesh.make`; on many hosts every process runs the same command
+    profile        the step whose trace, with the two after it, goes into tensorboard/ (0: none)
 
 A workdir holds config.json, metrics.jsonl, tensorboard/, samples/ and checkpoints/. Whatever ends a run, the same
 command goes on from its last complete checkpoint, and ends where a run that was never stopped would have ended, bit for
@@ -25,6 +26,7 @@ import math
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -41,6 +43,7 @@ from sora_jax.train import checkpoint, optimizer
 from sora_jax.train.log import Log, replace, say, writing
 
 MODEL_KEYS = ("task", "vae", "text", "dit", "opt.name")  # what a checkpoint's arrays depend on
+PROFILED = 3  # steps in a trace
 EVAL_KEY = 0x5EED  # folded into the seed: evaluations draw the same numbers at every step
 
 
@@ -77,6 +80,7 @@ def run(task, config, workdir: str | Path) -> dict:
     whose loss or gradient was not finite, which changed nothing). Raises InputError for a bad config, a workdir of
     another model, and a full or unwritable disk.
     """
+    started = time.perf_counter()
     workdir = Path(workdir)
     compilation_cache()
     mesh = pod.make(config.mesh)
@@ -102,12 +106,15 @@ def run(task, config, workdir: str | Path) -> dict:
         def due(every: int) -> bool:
             return step == config.steps or (every > 0 and step % every == 0)
 
-        with Log(workdir, step, config.steps) as log:
+        with Log(workdir, step, config.steps, started) as log:
             while step < config.steps and not stop.now(step):
+                began = time.perf_counter()
                 batch, cursor = next(batches, (None, None))
                 if batch is None:
                     raise InputError(f"the data ran out at step {step}: is the dataset empty, or less than a batch?")
-                announce(batch, shapes, config.opt.accumulate)
+                compiles = announce(batch, shapes, config.opt.accumulate)
+                if config.profile and step == config.profile:
+                    jax.profiler.start_trace(str(workdir / "tensorboard"))
                 state, metrics = update(state, pod.place(mesh, batch, hosts))
                 step += 1
                 # One step may be under way while the next is prepared, no more: a signal is answered within two.
@@ -116,7 +123,11 @@ def run(task, config, workdir: str | Path) -> dict:
                 jax.block_until_ready(metrics["loss"] if lockstep else done)
                 done = metrics["loss"]
 
-                log.step(metrics, hosts * task.units(batch), hosts * task.flops(batch))  # of all, as of this one
+                if config.profile and step == min(config.profile + PROFILED, config.steps):
+                    jax.block_until_ready(done)
+                    jax.profiler.stop_trace()
+                seconds = 0.0 if compiles else time.perf_counter() - began
+                log.step(metrics, hosts * task.units(batch), hosts * task.flops(batch), seconds)  # all do as this one
                 if due(config.log_every) or stop.asked:
                     log.write(step)
                 if due(config.save_every) or stop.asked:
@@ -131,9 +142,11 @@ def run(task, config, workdir: str | Path) -> dict:
                         with writing(workdir):
                             (workdir / "samples").mkdir(exist_ok=True)
                             task.pictures(ema, workdir / "samples", step)
-            cursors = everyones(cursor, host)
+            cursors, began = everyones(cursor, host), time.perf_counter()
             checkpoints.save(step, state, cursors)
             checkpoints.wait()
+            if stop.asked:
+                say(f"saved step {step} in {time.perf_counter() - began:.1f} s")
 
     loss = float(state["loss"])
     summary = {
@@ -191,15 +204,20 @@ def prepare(task, config, mesh):
     return update, abstract, fresh
 
 
-def announce(batch: dict, seen: set, k: int) -> None:
-    """Say once of every shape of batch that its step is being compiled. Raises InputError when k does not cut it."""
+def announce(batch: dict, seen: set, k: int) -> bool:
+    """Whether a batch's shape is new, so that its step has to be compiled, which is said.
+
+    Raises InputError when the batch cannot be cut into k parts.
+    """
     b = len(next(iter(batch.values())))
     shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items())
-    if shapes not in seen:
-        seen.add(shapes)
-        if b % k:
-            raise InputError(f"a batch of {b} rows cannot be cut into config.opt.accumulate = {k} parts")
-        say(f"compiling the step for {shapes}")
+    if shapes in seen:
+        return False
+    seen.add(shapes)
+    if b % k:
+        raise InputError(f"a batch of {b} rows cannot be cut into config.opt.accumulate = {k} parts")
+    say(f"compiling the step for {shapes}")
+    return True
 
 
 def accumulated(loss_fn, params, batch: dict, key, k: int, mesh):
