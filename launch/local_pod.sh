@@ -35,18 +35,18 @@ while :; do
         pids+=($!)
     done
     trap 'stopping=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
-    code=0 left=$hosts
-    while [ "$left" -gt 0 ]; do
+    code=0
+    while [ ${#pids[@]} -gt 0 ]; do
         wait -n "${pids[@]}"
         ended=$?
-        alive=0
-        for pid in "${pids[@]}"; do kill -0 "$pid" 2>/dev/null && alive=$((alive + 1)); done
-        if [ "$alive" = "$left" ]; then continue; fi # a signal woke us, nobody has ended
-        left=$alive
+        alive=()
+        for pid in "${pids[@]}"; do kill -0 "$pid" 2>/dev/null && alive+=("$pid"); done
+        if [ ${#alive[@]} = ${#pids[@]} ]; then continue; fi # a signal woke us, nobody has ended
+        pids=(${alive[@]+"${alive[@]}"})
         if [ "$ended" != 0 ] && [ "$code" = 0 ]; then
             code=$ended
             [ "$code" = 2 ] || echo "local_pod.sh: a process ended with code $code: ending the others" >&2
-            kill -KILL "${pids[@]}" 2>/dev/null
+            [ ${#pids[@]} = 0 ] || kill -KILL "${pids[@]}" 2>/dev/null
         fi
     done
     trap - TERM INT
