@@ -39,6 +39,7 @@ def assert_same(workdir, other):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), a, b)
 
 
+@pytest.mark.slow  # and where compiling takes two processes 30 s apart, gloo gives up
 def test_two_processes_are_one(whole, start, tmp_path):  # noqa: F811
     """SIGTERM to one stops both at the same step; one process goes on from there, and ends where one alone had."""
     workdir = tmp_path / "run"
@@ -57,6 +58,7 @@ def test_two_processes_are_one(whole, start, tmp_path):  # noqa: F811
     assert [line["step"] for line in lines(workdir)] == sorted(line["step"] for line in lines(workdir))
 
 
+@pytest.mark.slow
 def test_a_pod_goes_on_where_one_process_stopped(start, tmp_path):  # noqa: F811
     changes = dict(opt__schedule="constant", opt__name="adamw")
     train(tmp_path / "one", steps=4, **changes)
