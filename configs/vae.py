@@ -24,6 +24,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.log_every = 25
     c.eval_every = 100
     c.picture_every = 300
+    # see pod/mesh.py; -1: as many as there are devices
+    c.mesh = ConfigDict({"data": 1, "fsdp": -1, "context": 1, "ring": 1, "tensor": 1})
 
     c.vae = ConfigDict()
     c.vae.width = 32

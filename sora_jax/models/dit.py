@@ -28,6 +28,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from sora_jax.models.layers import RMSNorm, attend, layer_norm, rope, rotate
+from sora_jax.pod.mesh import PATCHES, ROWS, shard
 
 TIME_SCALE = 1000.0  # noise levels in [0, 1] enter the sinusoids as timesteps in [0, 1000]
 TIME_FREQUENCIES = 256
@@ -61,6 +62,7 @@ class SelfAttention(nn.Module):
         q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(x) for name in "qkv")
         q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
         q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
+        q, k, v = (shard(y, ROWS, PATCHES, "tensor", None) for y in (q, k, v))
         y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, seg, seg)
         return nn.Dense(width, dtype=self.dtype, name="o")(rearrange(y, "b s n k -> b s (n k)"))
 
@@ -80,6 +82,7 @@ class CrossAttention(nn.Module):
         k = RMSNorm(name="k_norm")(nn.Dense(width, dtype=self.dtype, name="k")(ctx))
         v = nn.Dense(width, dtype=self.dtype, name="v")(ctx)
         q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
+        q, k, v = shard(q, ROWS, PATCHES, "tensor", None), *(shard(y, ROWS, None, "tensor", None) for y in (k, v))
         y = rearrange(attend(q, k, v, ask, txt_seg), "b s n k -> b s (n k)")
         return nn.Dense(width, dtype=self.dtype, name="o")(y)
 
@@ -102,8 +105,9 @@ class Block(nn.Module):
         x = x + CrossAttention(self.heads, self.dtype, name="cross")(y, ctx, ask, txt_seg)
         y = (layer_norm(x) * (1 + e[4]) + e[3]).astype(self.dtype)
         y = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_up")(y), approximate=True)
+        y = shard(y, ROWS, PATCHES, "tensor")
         x = x + e[5] * nn.Dense(width, dtype=self.dtype, name="mlp_down")(y)
-        return x, None
+        return shard(x, ROWS, PATCHES, None), None
 
 
 class DiT(nn.Module):
@@ -137,6 +141,7 @@ class DiT(nn.Module):
         """The prediction (see `flow.PREDICTIONS`) for every patch, in float32. ask None: each its clip's text."""
         ask = seg if ask is None else ask
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_in")(x).astype(jnp.float32)
+        x = shard(x, ROWS, PATCHES, None)
         ctx = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="text_in")(ctx), approximate=True)
         ctx = nn.Dense(self.width, dtype=self.dtype, name="text_out")(ctx)
         time = nn.Dense(self.width, name="time_in")(sinusoid(t * TIME_SCALE))
@@ -152,7 +157,7 @@ class DiT(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        of_level = nn.one_hot(level, t.shape[1])
+        of_level = shard(nn.one_hot(level, t.shape[1]), ROWS, PATCHES, None)
         x, _ = layers(self.heads, self.mlp, self.dtype, name="blocks")(
             x, six, of_level, ctx, cos, sin, seg, ask, txt_seg
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sora_jax.errors import InputError
@@ -146,7 +147,7 @@ def digest(state: dict[str, Tree], cursor) -> str:
     sha = hashlib.sha256()
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
     for path in sorted(leaves):
-        array = np.asarray(leaves[path])
+        array = np.asarray(multihost_utils.process_allgather(leaves[path], tiled=True))
         sha.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     sha.update(json.dumps(cursor, sort_keys=True).encode())

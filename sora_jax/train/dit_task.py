@@ -101,14 +101,15 @@ def make(config) -> Task:
         numbers["fill"] = (seg > 0).mean()
         return total, numbers
 
-    def batches(cursor):
-        return stream(config.data.path, config.seed, cursor)
+    def batches(cursor, host: int, hosts: int):
+        return stream(config.data.path, config.seed, cursor, host, hosts)
 
-    def stream(path: str, seed: int, cursor):
+    def stream(path: str, seed: int, cursor, host: int = 0, hosts: int = 1):
         source = world(path) if path.startswith("world") else dataset.open_latents(path)
         if len(source) and (channels := source[0]["z"].shape[-1]) != dit.channels:
             raise InputError(f"the latents at {path} have {channels} channels, config.dit.channels is {dit.channels}")
-        return pipeline.latents(source, config.data, tokenizer=tokenizer, patch=dit.patch, seed=seed, cursor=cursor)
+        how = dict(tokenizer=tokenizer, patch=dit.patch, seed=seed, host=host, hosts=hosts, cursor=cursor)
+        return pipeline.latents(source, config.data, **how)
 
     @cache
     def world(path: str) -> list[dict]:

@@ -27,21 +27,25 @@ class Log:
         self.waiting, self.units, self.flops = [], 0, 0.0
 
     def __enter__(self):
-        with writing(self.workdir):
-            forget(self.path, self.start)
-            folder = self.workdir / "tensorboard"
-            folder.mkdir(exist_ok=True)
-            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-            self.board = (folder / name).open("ab")
-            self.event(file_version="brain.Event:2")
+        first = jax.process_index() == 0  # the others are silent
+        if first:
+            with writing(self.workdir):
+                forget(self.path, self.start)
+                folder = self.workdir / "tensorboard"
+                folder.mkdir(exist_ok=True)
+                name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+                self.board = (folder / name).open("ab")
+                self.event(file_version="brain.Event:2")
         slow = not sys.stderr.isatty()  # a log file wants a line now and then, a terminal a living bar
-        self.bar = tqdm(total=self.steps, initial=self.start, unit="step", mininterval=15 if slow else 0.2)
+        every = 15 if slow else 0.2
+        self.bar = tqdm(total=self.steps, initial=self.start, unit="step", mininterval=every, disable=not first)
         self.since = time.perf_counter()
         return self
 
     def __exit__(self, *error):
         self.bar.close()
-        self.board.close()
+        if jax.process_index() == 0:
+            self.board.close()
 
     def step(self, metrics: dict, units: int, flops: float) -> None:
         """Note a step's metrics without waiting for them."""

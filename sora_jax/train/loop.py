@@ -11,6 +11,7 @@ It knows a task by six functions (`tasks.Task`) and nothing of videos. Keys of t
     log_every      steps between lines of metrics
     eval_every     steps between held-out evaluations
     picture_every  steps between contact sheets (each of the four also at the end; 0: only there)
+    mesh           see `pod.mesh.make`; on many hosts every process runs the same command
 
 A workdir holds config.json, metrics.jsonl, tensorboard/, samples/ and checkpoints/. Whatever ends a run, the same
 command goes on from its last complete checkpoint, and ends where a run that was never stopped would have ended, bit for
@@ -28,10 +29,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
+from sora_jax.data.pipeline import redeal
 from sora_jax.errors import InputError
+from sora_jax.pod import mesh as pod
 from sora_jax.train import checkpoint, optimizer
 from sora_jax.train.log import Log, replace, say, writing
 
@@ -58,7 +63,8 @@ def run(task, config, workdir: str | Path) -> dict:
     """
     workdir = Path(workdir)
     compilation_cache()
-    update, abstract, fresh, spread = prepare(task, config)
+    mesh = pod.make(config.mesh)
+    update, abstract, fresh = prepare(task, config, mesh)
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = only_run(workdir)
@@ -66,23 +72,27 @@ def run(task, config, workdir: str | Path) -> dict:
         keep_config(config, workdir, resuming)
     with Stop() as stop, lock, checkpoint.Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
         if resuming:
-            state, cursor = checkpoint.restore(workdir / "checkpoints", abstract)
+            state, cursors = checkpoint.restore(workdir / "checkpoints", abstract)
             say(f"resuming {workdir} from step {int(state['step'])}")
         else:
-            state, cursor = fresh(), None
+            state, cursors = fresh(), None
         step, done = int(state["step"]), None
+        host, hosts = pod.readers(mesh)
+        cursor = redeal(cursors, hosts)[host] if cursors else None
+        batches = task.batches(cursor, host, hosts)
         eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL_KEY)
-        batches = task.batches(cursor)
+        shapes = set()
 
         def due(every: int) -> bool:
             return step == config.steps or (every > 0 and step % every == 0)
 
         with Log(workdir, step, config.steps) as log:
-            while step < config.steps and not stop.asked:
+            while step < config.steps and not stop.now(step):
                 batch, cursor = next(batches, (None, None))
                 if batch is None:
                     raise InputError(f"the data ran out at step {step}: is the dataset empty, or less than a batch?")
-                state, metrics = update(state, spread(batch))
+                announce(batch, shapes, config.opt.accumulate)
+                state, metrics = update(state, pod.place(mesh, batch, hosts))
                 step += 1
                 # One step may be under way while the next is prepared, no more: a signal is answered within two.
                 # (Several processes on a CPU deadlock in gloo, jax 0.10 and 0.11, unless each step is waited for.)
@@ -94,22 +104,26 @@ def run(task, config, workdir: str | Path) -> dict:
                 if due(config.log_every) or stop.asked:
                     log.write(step)
                 if due(config.save_every) or stop.asked:
-                    checkpoints.save(step, state, cursor)
+                    checkpoints.save(step, state, everyones(cursor, host))
                 if due(config.eval_every) and not stop.asked:
-                    numbers = task.evaluate(one_copy(state["ema"]), eval_key)
+                    with jax.set_mesh(mesh):
+                        numbers = task.evaluate(state["ema"], eval_key)
                     log.numbers(step, {f"eval/{name}": float(value) for name, value in numbers.items()})
                 if due(config.picture_every) and not stop.asked:
-                    with writing(workdir):
-                        (workdir / "samples").mkdir(exist_ok=True)
-                        task.pictures(one_copy(state["ema"]), workdir / "samples", step)
-            checkpoints.save(step, state, cursor)
+                    ema = one_copy(state["ema"])
+                    if jax.process_index() == 0:
+                        with writing(workdir):
+                            (workdir / "samples").mkdir(exist_ok=True)
+                            task.pictures(ema, workdir / "samples", step)
+            cursors = everyones(cursor, host)
+            checkpoints.save(step, state, cursors)
             checkpoints.wait()
 
     loss = float(state["loss"])
     summary = {
         "step": step,
         "loss": loss if math.isfinite(loss) else None,
-        "digest": checkpoint.digest(state, cursor),
+        "digest": checkpoint.digest(state, cursors),
         "skipped": int(state["skipped"]),
     }
     if jax.process_index() == 0:
@@ -117,16 +131,12 @@ def run(task, config, workdir: str | Path) -> dict:
     return summary
 
 
-def prepare(task, config):
-    """(update, abstract, fresh, spread): the jitted step, the state's shapes and layout, its start, batch to devices.
+def prepare(task, config, mesh):
+    """(update, abstract, fresh): the jitted step, the state's shapes and where they lie, its start.
 
-    `update(state, batch) -> (state, metrics)` gives its state's buffers away. The mesh is one `data` axis over all
-    devices: rows of a batch are spread over it, all else is on every device. jit with shardings is what pjit was.
+    `update(state, batch) -> (state, metrics)` gives its state's buffers away. Every array is born where `pod.mesh`
+    wants it, none is ever whole on one device that need not be. jit with shardings is what pjit was.
     """
-    k = config.opt.accumulate
-    # Auto axes: Linen's layers do not survive the Explicit ones that make_mesh gives by default
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     tx, lr = optimizer.make(config.opt, config.steps)
 
     def first() -> dict:
@@ -145,7 +155,7 @@ def prepare(task, config):
     def update(state: dict, batch: dict):
         params, step = state["params"], state["step"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), step)
-        loss, metrics, grads = accumulated(task.loss, params, batch, key, k, rows)
+        loss, metrics, grads = accumulated(task.loss, params, batch, key, config.opt.accumulate, mesh)
         norm = optax.global_norm(grads)
         updates, opt = tx.update(grads, state["opt"], params)
         new = {"params": optax.apply_updates(params, updates), "opt": opt}
@@ -157,30 +167,26 @@ def prepare(task, config):
         state = {**state, **new, "step": step + 1, "skipped": skipped, "loss": loss.astype(jnp.float32)}
         return state, {**metrics, "loss": loss, "grad_norm": norm, "lr": lr(step), "skipped": skipped}
 
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(first)
-    )
-    fresh = jax.jit(first, out_shardings=everywhere)
-    update = jax.jit(update, donate_argnums=0, out_shardings=everywhere)
-    seen = set()
-
-    def spread(batch: dict) -> dict:
-        b = len(next(iter(batch.values())))
-        even = b % mesh.size == 0
-        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items())
-        if shapes not in seen:
-            seen.add(shapes)
-            if b % k:
-                raise InputError(f"a batch of {b} rows cannot be cut into config.opt.accumulate = {k} parts")
-            say(f"compiling the step for {shapes}")
-            if not even:
-                say(f"{b} rows do not spread evenly over {mesh.size} devices: each of them works on all")
-        return jax.device_put(batch, rows if even else everywhere)
-
-    return update, abstract, fresh, spread
+    shapes = jax.eval_shape(first)
+    shardings, everywhere = pod.shardings(mesh, shapes), NamedSharding(mesh, PartitionSpec())
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    fresh = jax.jit(first, out_shardings=shardings)
+    update = jax.jit(pod.on(mesh, update), donate_argnums=0, out_shardings=(shardings, everywhere))
+    return update, abstract, fresh
 
 
-def accumulated(loss_fn, params, batch: dict, key, k: int, rows: NamedSharding):
+def announce(batch: dict, seen: set, k: int) -> None:
+    """Say once of every shape of batch that its step is being compiled. Raises InputError when k does not cut it."""
+    b = len(next(iter(batch.values())))
+    shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items())
+    if shapes not in seen:
+        seen.add(shapes)
+        if b % k:
+            raise InputError(f"a batch of {b} rows cannot be cut into config.opt.accumulate = {k} parts")
+        say(f"compiling the step for {shapes}")
+
+
+def accumulated(loss_fn, params, batch: dict, key, k: int, mesh):
     """(loss, metrics, gradients) of a batch: the mean over its k micro-batches, one after the other in 1/k the memory.
 
     Micro-batch i takes every k-th row, so that each is spread over all devices. With k = 1 the key is the step's own.
@@ -192,8 +198,8 @@ def accumulated(loss_fn, params, batch: dict, key, k: int, rows: NamedSharding):
 
     def micro(total, part):
         index, batch = part
-        if len(next(iter(batch.values()))) % rows.mesh.size == 0:
-            batch = jax.lax.with_sharding_constraint(batch, rows)
+        spread = {name: pod.batch_sharding(mesh, name, x.shape) for name, x in batch.items()}
+        batch = jax.lax.with_sharding_constraint(batch, spread)
         (loss, metrics), grads = grad_fn(params, batch, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, grads), (loss, metrics)
 
@@ -204,8 +210,20 @@ def accumulated(loss_fn, params, batch: dict, key, k: int, rows: NamedSharding):
 
 
 def one_copy(params):
-    """The first device's copy of replicated params: what is evaluated or painted needs no more than one device."""
-    return jax.tree.map(lambda x: x.addressable_data(0), params)
+    """All of the weights on one device of this process: painting needs no mesh."""
+    whole = multihost_utils.process_allgather(params, tiled=True)
+    return jax.device_put(whole, jax.local_devices()[0])
+
+
+def everyones(cursor, host: int) -> list:
+    """The cursors of all readers, in order; every process takes part."""
+    if jax.process_count() == 1:
+        return [cursor]
+    mine = np.frombuffer(json.dumps([host, cursor]).encode(), np.uint8)
+    longest = int(multihost_utils.process_allgather(np.int64(len(mine))).max())
+    texts = multihost_utils.process_allgather(np.pad(mine, (0, longest - len(mine)), constant_values=ord(" ")))
+    of = dict(json.loads(text.tobytes()) for text in texts)
+    return [of[host] for host in sorted(of)]
 
 
 def averaged(ema, params, decay: float, step):
@@ -215,15 +233,26 @@ def averaged(ema, params, decay: float, step):
 
 
 class Stop:
-    """SIGTERM or Ctrl-C asks for a save at the next step boundary; a second one ends the process as it always did."""
+    """SIGTERM or Ctrl-C asks for a save at the next step boundary; a second one ends the process as it always did.
+
+    Of several processes one that is asked tells the others, through JAX's coordinator: all stop at the same step.
+    """
 
     def __init__(self):
         self.asked = False
+        self.many = jax.process_count() > 1  # then the coordinator listens for SIGTERM
 
     def __enter__(self):
         main = threading.current_thread() is threading.main_thread()  # only it may have handlers
-        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGTERM, signal.SIGINT)} if main else {}
+        mine = (signal.SIGTERM, signal.SIGINT) if main and not self.many else ()
+        self.before = {s: signal.signal(s, self.ask) for s in mine}
         return self
+
+    def now(self, step: int) -> bool:
+        """Whether to stop before this step; every process asks, and hears the same."""
+        if self.many:
+            self.asked = multihost_utils.reached_preemption_sync_point(step)
+        return self.asked
 
     def ask(self, number, frame):
         self.asked = True
@@ -261,7 +290,8 @@ def keep_config(config, workdir: Path, resuming: bool) -> None:
                     "give another --workdir, or the config it began with"
                 )
             say(f"resuming with {k} = {after.get(k)!r} (was {before.get(k)!r})")
-    replace(path, json.dumps(new, indent=1) + "\n")
+    if jax.process_index() == 0:
+        replace(path, json.dumps(new, indent=1) + "\n")
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

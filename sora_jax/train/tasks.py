@@ -11,9 +11,10 @@ from sora_jax.errors import InputError
 class Task(NamedTuple):
     """What `train.loop.run` needs.
 
-    init(key) -> params; loss(params, batch, key) -> (loss, metrics), pure; batches(cursor) -> iterator of
-    (batch of numpy arrays, cursor after it); evaluate(params, key) -> numbers; pictures(params, folder, step) writes a
-    contact sheet of fixed seeds; flops(batch) -> model FLOPs of a training step; units(batch) -> its tokens or pixels.
+    init(key) -> params; loss(params, batch, key) -> (loss, metrics), pure; batches(cursor, host, hosts) -> iterator of
+    (this host's part of a batch in numpy arrays, cursor after it); evaluate(params, key) -> numbers; pictures(params,
+    folder, step) writes a contact sheet of fixed seeds; flops(batch) -> model FLOPs of a training step; units(batch) ->
+    its tokens or pixels.
     """
 
     init: Callable

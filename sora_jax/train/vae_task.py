@@ -23,6 +23,7 @@ from sora_jax import media
 from sora_jax.data import pipeline, worlds
 from sora_jax.evaluate import metrics
 from sora_jax.models.vae import VAE, principal_components, split_blocks
+from sora_jax.pod.mesh import shard
 from sora_jax.train.tasks import Task
 
 START_LOGVAR = -6.0  # the posterior starts narrow, so that its noise does not drown the first gradients
@@ -72,8 +73,8 @@ def make(config) -> Task:
             total = total + config.loss.lpips * numbers["lpips"]
         return total, numbers
 
-    def batches(cursor):
-        return pipeline.clips(config.data, seed=config.seed, cursor=cursor)
+    def batches(cursor, host: int = 0, hosts: int = 1):
+        return pipeline.clips(config.data, seed=config.seed, host=host, hosts=hosts, cursor=cursor)
 
     @cache
     def held_out() -> list[UInt8[np.ndarray, "b f h w 3"]]:
@@ -88,10 +89,14 @@ def make(config) -> Task:
 
     rebuild = jax.jit(lambda params, video: vae.apply({"params": params["vae"]}, scaled(video)))
 
+    @jax.jit
+    def squared_error(params: dict, video: Array) -> Float[Array, b]:
+        return shard(jnp.square(rebuild(params, video) - scaled(video)).mean((1, 2, 3, 4)), None)
+
     def evaluate(params: dict, key) -> dict[str, float]:
         numbers = {}
         for video in held_out():
-            error = np.asarray(jnp.square(rebuild(params, video) - scaled(video)).mean((1, 2, 3, 4)))
+            error = np.asarray(squared_error(params, video))
             numbers[f"psnr_{'x'.join(map(str, video.shape[1:4]))}"] = float(-10 * np.log10(error / 4.0).mean())
         return {"psnr": float(np.mean(list(numbers.values()))), **numbers}
 
