@@ -1,21 +1,18 @@
 """Attention across devices, and the kernels on each: every way gives what the plain one gives."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sora_jax.errors import InputError
 from sora_jax.models import kernels, layers
 from sora_jax.pod import context
-from sora_jax.pod.mesh import AXES
+from sora_jax.pod.mesh import AXES, PATCHES, ROWS, make, on
 
 HEADS, ROW, TEXT = 8, 96, 24
 
@@ -37,6 +34,7 @@ def tensors(rows, s, j, heads=HEADS, width=16, dtype=jnp.float32):
     return [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i, shape in enumerate(shapes)]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def with_gradients(attend, q, k, v, weight, q_seg, kv_seg):
     """Results and gradients of q, k, v, of attention under a weighted sum."""
 
@@ -51,15 +49,9 @@ def equal(a, b, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5), a, b)
 
 
-def under(mesh, *args):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return with_gradients(layers.attend, *args)
-
-
-def across(mesh, *args):
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    args = jax.device_put(args, whole)
-    return jax.jit(functools.partial(under, mesh))(*args)
+def across(mesh, *args, attend=layers.attend):
+    args = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
+    return with_gradients(on(mesh, attend), *args)
 
 
 MIXES = {
@@ -114,9 +106,9 @@ def test_heads_that_do_not_divide_name_what_does():
 def test_keys_travel_and_are_never_gathered():
     """A ring of Ulysses: no device receives a whole row, or all heads of it."""
     mesh, seg = mesh_of(ring=2, ulysses=4), packed(1, ROW)
-    cut = jax.sharding.PartitionSpec(None, ("ring", "ulysses"))
-    args = jax.device_put((*tensors(1, ROW, ROW), seg, seg), jax.sharding.NamedSharding(mesh, cut))
-    text = jax.jit(functools.partial(under, mesh)).lower(*args).compile().as_text()
+    cut = PartitionSpec(None, ("ring", "ulysses"))
+    args = jax.device_put((*tensors(1, ROW, ROW), seg, seg), NamedSharding(mesh, cut))
+    text = with_gradients.lower(on(mesh, layers.attend), *args).compile().as_text()
     assert "collective-permute" in text and "all-to-all" in text
     gathered = [line for line in text.splitlines() if " all-gather(" in line]
     assert all("s32" in line.split(" all-gather(")[0] for line in gathered), gathered  # segments only
@@ -128,10 +120,8 @@ def test_what_is_kept_of_attention_is_not_computed_again():
 
     def collectives(*names):
         policy = jax.checkpoint_policies.save_only_these_names(*names)
-        attend = jax.checkpoint(layers.attend, policy=policy, prevent_cse=False)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            grad = jax.make_jaxpr(functools.partial(with_gradients, attend))(*args)
-        text = str(grad)
+        attend = jax.checkpoint(on(mesh, layers.attend), policy=policy, prevent_cse=False)
+        text = str(jax.make_jaxpr(functools.partial(with_gradients, attend))(*args))
         return text.count("all_to_all["), text.count("ppermute[")
 
     none, out = collectives(), collectives(context.SAVED_OUT)
@@ -148,7 +138,7 @@ def test_a_long_row_takes_memory_in_proportion(monkeypatch):
     def bytes_of(length):
         x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
         seg = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        step = jax.jit(functools.partial(with_gradients, layers.attend)).lower(x, x, x, x, seg, seg)
+        step = with_gradients.lower(layers.attend, x, x, x, x, seg, seg)
         return step.compile().memory_analysis().temp_size_in_bytes
 
     assert bytes_of(2048) < 2.2 * bytes_of(1024)
@@ -195,18 +185,59 @@ def test_kernels_in_a_ring(kernel, small_tiles):
     args = (*tensors(1, 512, 512, heads=2, width=16), seg, seg)
     mesh = mesh_of(ring=2, ulysses=2)
 
-    def attend(q, k, v, q_seg, kv_seg):
-        local = lambda q, k, v, q_seg, kv_seg, ring: kernels.flash(kernel, q, k, v, q_seg, kv_seg, ring)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return context.spread(local, q, k, v, q_seg, kv_seg)
-
-    ours = jax.jit(functools.partial(with_gradients, attend))(*jax.device_put(args, jax.sharding.NamedSharding(mesh, jax.P())))
-    equal(ours, with_gradients(kernels.whole, *args), 3e-5)
+    attend = functools.partial(context.spread, functools.partial(kernels.flash, kernel))
+    equal(across(mesh, *args, attend=attend), with_gradients(kernels.whole, *args), 3e-5)
 
 
 def test_too_many_tiles_name_the_ring(monkeypatch):
     if (kernel := kernels.tokamax(True)) is None:
         pytest.skip("tokamax is not installed (the extra `tpu`, Python 3.12)")
     q, seg = jax.ShapeDtypeStruct((1, 1 << 20, 1, 128), jnp.bfloat16), jax.ShapeDtypeStruct((1, 1 << 20), jnp.int32)
-    with pytest.raises(InputError, match="1048576 patches .* larger mesh.ring"):
+    with pytest.raises(InputError, match=r"1048576 patches .* larger mesh\.ring"):
         jax.eval_shape(functools.partial(kernels.flash, kernel), q, q, q, seg, seg)
+
+
+# ------------------------------------------------------------------------------------------------ named chips
+
+
+def compiled_for(topology, monkeypatch, attend=layers.attend, row=131_072, heads=8, **sizes):
+    """Attention, forward and backward, of bfloat16 rows (head width 128), compiled for chips that are not here."""
+    for name, value in dict(
+        TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
+    ).items():
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    mesh = make(dict(data=1, fsdp=1, context=1, ring=1, tensor=1) | sizes, devices)
+    rows, cut = sizes.get("fsdp", 1), (ROWS, PATCHES)
+    x = jax.ShapeDtypeStruct((rows, row, heads, 128), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(*cut)))
+    seg = jax.ShapeDtypeStruct((rows, row), jnp.int32, sharding=x.sharding)
+    return with_gradients.lower(on(mesh, attend), x, x, x, x, seg, seg).compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5p:2x2x4", "v6e:4x4"])
+@pytest.mark.parametrize(
+    "sizes", [dict(fsdp=2, context=8), dict(context=16, ring=2)], ids=["ulysses", "ring x ulysses"]
+)
+@pytest.mark.parametrize("kernel", ["tokamax", "splash"])
+def test_long_rows_compile_for_chips(topology, sizes, kernel, monkeypatch, capsys):
+    """131,072 patches: no device holds a float32 score matrix, a partial dq per tile, or the whole row's heads."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed (the extra `tpu`)")
+    if (found := getattr(kernels, kernel)()) is None:
+        pytest.skip("tokamax is not installed (the extra `tpu`, Python 3.12)")
+    attend = functools.partial(context.spread, functools.partial(kernels.flash, found))
+    memory = compiled_for(topology, monkeypatch, attend, **sizes).memory_analysis()
+    part = 131_072 * 128 * 2 * 8 * sizes.get("fsdp", 1) / 16  # bytes of q on one device
+    with capsys.disabled():
+        print(
+            f"\n{topology} {sizes} {kernel}: temporaries {memory.temp_size_in_bytes / 2**20:.0f} MiB a chip, "
+            f"{memory.temp_size_in_bytes / part:.1f} times q"
+        )
+    assert memory.temp_size_in_bytes < 40 * part
+
+
+@pytest.mark.slow
+def test_a_plan_compiles_the_kernels_of_its_chips(monkeypatch):
+    pytest.importorskip("libtpu", reason="libtpu is not installed (the extra `tpu`)")
+    text = compiled_for("v5p:2x2x1", monkeypatch, row=1024, context=4).as_text()
+    assert "tpu_custom_call" in text

@@ -8,7 +8,7 @@ be met with the lse of all of them: so rows go around a ring (`pod.context.strea
 arXiv:2307.08691).
 
     CPU   XLA; one matrix of scores up to QUERY_CHUNK queries, (1) and (2) in blocks of as many beyond: memory O(s)
-    GPU   the same. cuDNN's attention cannot mask segments without a dense matrix, and no Pallas kernel was measured here
+    GPU   the same. cuDNN's attention masks segments by a dense matrix only, and no other kernel was measured here
     TPU   tokamax's splash attention, which skips tiles whose segments do not meet; where tokamax is not installed, the
           one in JAX, which computes them all
 """
@@ -181,11 +181,11 @@ def tokamax(interpret: bool = False) -> Kernel | None:
         tiles = (q.shape[2] // bq) * (k.shape[2] // bk)
         if tiles > TILES:
             raise InputError(
-                f"{q.shape[2]} patches by {k.shape[2]} on one device are {tiles} tiles of {bq} x {bk}, and the kernel's "
-                f"schedule holds {TILES}: a larger mesh.ring cuts the row into parts, each of at most {176 * TILE}"
+                f"{q.shape[2]} patches by {k.shape[2]} on one device are {tiles} tiles of {bq} x {bk}, but the "
+                f"kernel's schedule holds {TILES}: a larger mesh.ring cuts the row, into parts of {176 * TILE} at most"
             )
         return impl.SplashConfig(
-            bq, bk, bk, bq, bk, bk, dq_reduction_steps=3, interpret=interpret
+            bq, bk, bk, bq, bk, bk, interpret=interpret, dq_reduction_steps=3
         )  # 3 partial sums of dq, not one for every tile of keys: those would be O(s^2 / tile)
 
     def forward(q, k, v, q_seg, kv_seg):

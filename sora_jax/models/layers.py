@@ -61,7 +61,7 @@ def layer_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d
 
 
 def platform() -> str:
-    """cpu, gpu or tpu: of the ambient mesh, whose devices need not be on this machine (a plan's are not), else JAX's."""
+    """cpu, gpu or tpu: the ambient mesh's, whose devices need not be here (a plan's are not), or else JAX's own."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 

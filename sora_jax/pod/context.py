@@ -10,7 +10,7 @@ A row is cut into rings' parts first, each of these among Ulysses' devices, so t
 Queries that attend to something short (a patch to text) need neither: the keys lie whole on every device.
 
 Imports nothing of `models`, which import it: the kernel that runs on each device is an argument. `spread` is what
-`models.layers.attend` calls; `streamed` is the loop over keys with its own backward pass, also for a row that lies whole.
+`models.layers.attend` calls; `streamed` is the loop over keys, with its own backward pass, also for a row in one piece.
 """
 
 from __future__ import annotations
