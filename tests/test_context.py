@@ -129,6 +129,15 @@ def test_what_is_kept_of_attention_is_not_computed_again():
     assert out[1] < none[1] and both[0] < out[0]
 
 
+def test_the_platform_is_that_of_the_mesh():
+    """A plan is traced on a machine without the chips that it is for."""
+    chip = jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,) * 5, AXES, axis_types=(AxisType.Auto,) * 5, abstract_device=chip)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert layers.platform() == "tpu"
+    assert layers.platform() == "cpu"
+
+
 # ------------------------------------------------------------------------------------------------ kernels
 
 
@@ -234,6 +243,16 @@ def test_long_rows_compile_for_chips(topology, sizes, kernel, monkeypatch, capsy
             f"{memory.temp_size_in_bytes / part:.1f} times q"
         )
     assert memory.temp_size_in_bytes < 40 * part
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2"])
+def test_the_longest_part_of_a_row_fits_the_schedule(topology, monkeypatch):
+    pytest.importorskip("libtpu", reason="libtpu is not installed (the extra `tpu`)")
+    if (found := kernels.tokamax()) is None:
+        pytest.skip("tokamax is not installed (the extra `tpu`, Python 3.12)")
+    attend = functools.partial(context.spread, functools.partial(kernels.flash, found))
+    compiled_for(topology, monkeypatch, attend, row=4 * 176 * kernels.TILE, heads=2, context=4, ring=4)
 
 
 @pytest.mark.slow

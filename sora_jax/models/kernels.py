@@ -8,7 +8,8 @@ be met with the lse of all of them: so rows go around a ring (`pod.context.strea
 arXiv:2307.08691).
 
     CPU   XLA; one matrix of scores up to QUERY_CHUNK queries, (1) and (2) in blocks of as many beyond: memory O(s)
-    GPU   the same. cuDNN's attention masks segments by a dense matrix only, and no other kernel was measured here
+    GPU   the same: `jax.nn.dot_product_attention` (cuDNN) masks segments by a dense matrix only, and no other kernel
+          was measured
     TPU   tokamax's splash attention, which skips tiles whose segments do not meet; where tokamax is not installed, the
           one in JAX, which computes them all
 """
