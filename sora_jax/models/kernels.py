@@ -166,8 +166,8 @@ XLA = Kernel(_xla_forward, _xla_backward, tiled=False)
 def tokamax(interpret: bool = False) -> Kernel | None:
     """tokamax's splash attention (its version is pinned: the path is private), or None where it is not installed.
 
-    interpret: on a CPU, slowly. Its base-2 exponentials are kept, but lse leaves and enters in natural units: tokamax's
-    own ring merges it as if it were natural, which is wrong by 1e-2 in results and more in gradients.
+    interpret: on a CPU, slowly. dq is summed over the tiles of keys in q's dtype. Its base-2 exponentials are kept, but
+    lse leaves and enters in natural units: tokamax's own ring merges it as if it were natural, and is wrong by that.
     """
     try:
         from tokamax._src.ops.experimental.tpu.splash_attention import base
