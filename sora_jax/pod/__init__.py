@@ -1,0 +1,1 @@
+"""Many chips: the table of them, meshes, context parallelism, the planner."""
