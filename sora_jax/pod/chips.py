@@ -10,7 +10,7 @@ Every row is one kind of chip under the name JAX's topologies take ("v5p:8x8x8")
   price       on-demand list price for us-central1 (v4: us-central2), as in a public copy of Google's price list read on
               2026-11-21. tpu7x has no price that could be read: None, and the launchers ask for `--price`.
 
-`python -m sora_jax.pod.chips` prints the table, `python -m sora_jax.pod.chips v5p` the compiler flags for LIBTPU_INIT_ARGS.
+`python -m sora_jax.pod.chips` prints the table, `python -m sora_jax.pod.chips v5p` the flags for LIBTPU_INIT_ARGS.
 """
 
 import itertools
@@ -29,10 +29,11 @@ class Chip(NamedTuple):
     device_kind        what `jax.Device.device_kind` says
     devices_per_chip   JAX devices on a chip: 1 where the cores are fused (v4 with `chip_config_name="megacore"`, v5p)
     flops              peak bf16 FLOP/s of a chip
-    hbm                published HBM of a chip
+    hbm                published HBM of a chip (v5p: 95 GiB are published, the compiler grants 95.73)
     hbm_usable         what the compiler lets a program have, over all devices of the chip
     hbm_bandwidth      bytes/s of a chip
-    torus              dimensions of the ICI torus; a chip has 2 links in each
+    torus              dimensions of the ICI torus; a chip has 2 links in each. An axis closes to a ring where its length
+                       is a multiple of 4 (3-D) or 16 (2-D); shorter ones are lines (scaling book)
     ici_link           bytes/s of one link, one way
     dcn                bytes/s of a chip's share of its host's network card, one way
     chips_per_host     chips of one virtual machine in a slice of several hosts
@@ -84,7 +85,7 @@ _ASYNC = (  # FSDP's gathers and Ulysses' all-to-all run beside the matrix units
     "xla_tpu_enable_async_all_to_all=true",
 )
 _GATHER_FUSED = ("xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",)
-# VMEM that one fusion may have, KiB. The kernels of attention want more than the default; a chip has 128 MiB (v5e, v6e).
+# VMEM that one fusion may have, in KiB: attention's kernels want more than the default. A v6e has 128 MiB.
 _VMEM_96M = ("xla_tpu_scoped_vmem_limit_kib=98304",)
 
 CHIPS = {
@@ -246,7 +247,7 @@ def topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     chip = CHIPS[kind]
     example = f"{kind}:{'8x8' if chip.torus == 2 else '4x4x8'}"
     axes = text.split("x")
-    if not colon or not all(axis.isascii() and axis.isdigit() and int(axis) > 0 for axis in axes):
+    if not colon or not all(axis.isascii() and axis.isdigit() and len(axis) < 9 and int(axis) for axis in axes):
         raise InputError(
             f"{name!r} is no topology: write the chip, a colon and the chips along each axis, as {example}"
         )
@@ -264,19 +265,23 @@ def topology(name: str) -> tuple[Chip, tuple[int, ...]]:
         elif chip.torus == 2:
             why = f"{kind} slices are {', '.join(map(show, shapes(chip)))}"
         else:
-            why = f"beyond {show(shapes(chip)[-1 - len(shapes(chip)) + 4])} every axis is a multiple of 4"
+            why = "beyond 2x4x4 every axis is a multiple of 4"
         raise InputError(f"there is no slice {name!r}: {why}; the nearest is {near}")
     return chip, shape
 
 
 def nearest(chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The slice nearest in chips, then in shape, then the most cubic (it has the shortest rings)."""
-    padded = sorted((1,) * (3 - len(shape)) + tuple(shape))
+    """The slice nearest in chips, then in shape (where the axes are as many), then the most cubic: its rings are short."""
 
-    def far(other: tuple[int, ...]) -> tuple[float, float, float]:
-        axes = sorted((1,) * (3 - len(other)) + other)
-        apart = sum(abs(math.log(a / b)) for a, b in zip(axes, padded, strict=len(shape) <= 3))
-        return round(abs(math.log(math.prod(other) / math.prod(shape))), 9), round(apart, 9), max(other) / min(other)
+    def far(other: tuple[int, ...]) -> tuple[float, ...]:
+        axes = zip(sorted(shape), sorted(other)) if len(shape) == len(other) else ()
+        apart = sum(abs(math.log(a / b)) for a, b in axes)
+        chips = abs(math.log(math.prod(other) / math.prod(shape)))
+        return (
+            round(chips, 9),
+            round(apart, 9),
+            max(other) / min(other),
+        )  # rounded: logs of equal ratios differ at the end
 
     return min(shapes(chip), key=far)
 
@@ -301,7 +306,7 @@ def usd_per_hour(chip: Chip, shape: tuple[int, ...], slices: int = 1, price: flo
     price = chip.price if price is None else price
     if price is None:
         raise InputError(
-            f"no public price of {chip.name} is known here: give yours with --price, in USD a chip and hour (0 if it is paid)"
+            f"no public price of {chip.name} is known here: give yours with --price, in USD a chip and hour"
         )
     return math.prod(shape) * slices * price
 
@@ -313,14 +318,12 @@ def main(arguments: list[str]) -> None:
         chip, _ = topology(f"{kind}:{show(shapes(CHIPS[kind])[0])}" if kind in CHIPS else arguments[0])
         print(" ".join(f"--{flag}" for flag in chip.flags))
         return
-    print(
-        "chip   peak TFLOP/s  HBM GiB usable  HBM TB/s  ICI GB/s a link  DCN GB/s  largest slice   USD a chip and hour"
-    )
+    print("chip   peak TFLOP/s  HBM GiB usable  HBM TB/s  ICI GB/s a link  DCN GB/s  most chips   USD a chip and hour")
     for chip in CHIPS.values():
         price = f"{chip.price:.2f} ({chip.region}, read {PRICES_READ})" if chip.price else "not public"
         print(
             f"{chip.name:6} {chip.flops / 1e12:12.0f} {chip.hbm_usable / GIB:15.2f} {chip.hbm_bandwidth / 1e12:9.2f} "
-            f"{chip.ici_link / 1e9:16.0f} {chip.dcn / 1e9:9.2f} {chip.most_chips:14,}   {price}"
+            f"{chip.ici_link / 1e9:16.0f} {chip.dcn / 1e9:9.2f} {chip.most_chips:11,}   {price}"
         )
 
 
