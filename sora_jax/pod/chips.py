@@ -10,7 +10,8 @@ Every row is one kind of chip under the name JAX's topologies take ("v5p:8x8x8")
   price       on-demand list price for us-central1 (v4: us-central2), as in a public copy of Google's price list read on
               2026-11-21. tpu7x has no price that could be read: None, and the launchers ask for `--price`.
 
-`python -m sora_jax.pod.chips` prints the table, `python -m sora_jax.pod.chips v5p` the flags for LIBTPU_INIT_ARGS.
+`python -m sora_jax.pod.chips` prints the table, `... v5p` the flags of a chip for LIBTPU_INIT_ARGS, and `... v5p:8x8x8
+[SLICES [USD]]` what launch/queued.sh asks: accelerator type, runtime and hosts of a slice, and below it what they cost.
 """
 
 import itertools
@@ -32,8 +33,8 @@ class Chip(NamedTuple):
     hbm                published HBM of a chip (v5p: 95 GiB are published, the compiler grants 95.73)
     hbm_usable         what the compiler lets a program have, over all devices of the chip
     hbm_bandwidth      bytes/s of a chip
-    torus              dimensions of the ICI torus; a chip has 2 links in each. An axis closes to a ring where its length
-                       is a multiple of 4 (3-D) or 16 (2-D); shorter ones are lines (scaling book)
+    torus              dimensions of the ICI torus; a chip has 2 links in each. An axis closes to a ring where its
+                       length is a multiple of 4 (3-D) or 16 (2-D); shorter ones are lines (scaling book)
     ici_link           bytes/s of one link, one way
     dcn                bytes/s of a chip's share of its host's network card, one way
     chips_per_host     chips of one virtual machine in a slice of several hosts
@@ -84,6 +85,7 @@ _ASYNC = (  # FSDP's gathers and Ulysses' all-to-all run beside the matrix units
     "xla_enable_async_all_gather=true",
     "xla_tpu_enable_async_all_to_all=true",
 )
+# On every other chip the compiler refuses it: "not supported/recommended on platforms other than TPU v5e".
 _GATHER_FUSED = ("xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",)
 # VMEM that one fusion may have, in KiB: attention's kernels want more than the default. A v6e has 128 MiB.
 _VMEM_96M = ("xla_tpu_scoped_vmem_limit_kib=98304",)
@@ -111,7 +113,7 @@ CHIPS = {
             runtime="tpu-ubuntu2204-base",
             price=3.22,
             region="us-central2",
-            flags=_ASYNC + _GATHER_FUSED + _ACROSS_SLICES,
+            flags=_ASYNC + _ACROSS_SLICES,
         ),
         Chip(
             name="v5e",
@@ -155,7 +157,6 @@ CHIPS = {
             runtime="v2-alpha-tpuv5",
             price=4.20,
             region="us-central1",
-            # No fused all-gather here: larger programs are rejected with it.
             flags=_ASYNC + _ACROSS_SLICES,
         ),
         Chip(
@@ -178,7 +179,7 @@ CHIPS = {
             runtime="v2-alpha-tpuv6e",
             price=2.70,
             region="us-central1",
-            flags=_ASYNC + _GATHER_FUSED + _ACROSS_SLICES + _VMEM_96M,
+            flags=_ASYNC + _ACROSS_SLICES + _VMEM_96M,
         ),
         Chip(
             name="tpu7x",
@@ -271,7 +272,7 @@ def topology(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def nearest(chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The slice nearest in chips, then in shape (where the axes are as many), then the most cubic: its rings are short."""
+    """The slice nearest in chips, then in shape (if the axes are as many), then the most cubic: its rings are short."""
 
     def far(other: tuple[int, ...]) -> tuple[float, ...]:
         axes = zip(sorted(shape), sorted(other)) if len(shape) == len(other) else ()
@@ -292,9 +293,18 @@ def hosts(chip: Chip, shape: tuple[int, ...]) -> int:
 
 
 def accelerator_type(chip: Chip, shape: tuple[int, ...]) -> str:
-    """The Cloud TPU name of a slice, "v5p-1024" for 8x8x8. Raises InputError where queued resources do not serve it."""
+    """The Cloud TPU name of a slice, "v5p-1024" for 8x8x8: it says how many chips, and the shape is the most cubic.
+
+    Raises InputError where queued resources do not serve the chip, or would give another shape.
+    """
+    way_out = "launch it on GKE with launch/gke.py"
     if chip.accelerator is None:
-        raise InputError(f"{chip.name} is not served by queued resources: launch it on GKE with launch/gke.py")
+        raise InputError(f"{chip.name} is not served by queued resources: {way_out}")
+    given = nearest(chip, (math.prod(shape),))
+    if given != shape:
+        raise InputError(
+            f"queued resources give {show(given)} for {math.prod(shape)} chips, not {show(shape)}: {way_out}"
+        )
     return f"{chip.accelerator}-{math.prod(shape) * chip.type_unit}"
 
 
@@ -311,20 +321,39 @@ def usd_per_hour(chip: Chip, shape: tuple[int, ...], slices: int = 1, price: flo
     return math.prod(shape) * slices * price
 
 
+def cost(chip: Chip, shape: tuple[int, ...], slices: int = 1, price: float | None = None, spot: bool = False) -> str:
+    """One sentence that is shown before anything is created: chips, hosts, USD an hour and a day."""
+    chips, machines = math.prod(shape) * slices, hosts(chip, shape) * slices
+    said = f"{slices} x {chip.name}:{show(shape)} is {chips:,} chips on {machines:,} hosts"
+    try:
+        usd = usd_per_hour(chip, shape, slices, price)
+    except InputError as error:
+        return f"{said}; {error}"
+    source = f"list price in {chip.region}, read {PRICES_READ}" if price is None else "your price"
+    less = "; spot costs less and changes daily" if spot and price is None else ""
+    return (
+        f"{said}: ${usd:,.2f} an hour, ${usd * 24:,.0f} a day, at ${usd / chips:.2f} a chip and hour ({source}{less})"
+    )
+
+
 def main(arguments: list[str]) -> None:
-    """Prints the table, or the LIBTPU_INIT_ARGS of the chip named."""
-    if arguments:
-        kind = arguments[0].partition(":")[0]
-        chip, _ = topology(f"{kind}:{show(shapes(CHIPS[kind])[0])}" if kind in CHIPS else arguments[0])
-        print(" ".join(f"--{flag}" for flag in chip.flags))
-        return
-    print("chip   peak TFLOP/s  HBM GiB usable  HBM TB/s  ICI GB/s a link  DCN GB/s  most chips   USD a chip and hour")
-    for chip in CHIPS.values():
-        price = f"{chip.price:.2f} ({chip.region}, read {PRICES_READ})" if chip.price else "not public"
+    """Prints the table, the flags of a chip, or the facts of a slice and what it costs."""
+    if not arguments:
         print(
-            f"{chip.name:6} {chip.flops / 1e12:12.0f} {chip.hbm_usable / GIB:15.2f} {chip.hbm_bandwidth / 1e12:9.2f} "
-            f"{chip.ici_link / 1e9:16.0f} {chip.dcn / 1e9:9.2f} {chip.most_chips:11,}   {price}"
+            "chip   peak TFLOP/s  HBM GiB usable  HBM TB/s  ICI GB/s a link  DCN GB/s  most chips   USD a chip and hour"
         )
+        for chip in CHIPS.values():
+            price = f"{chip.price:.2f} ({chip.region}, read {PRICES_READ})" if chip.price else "not public"
+            print(
+                f"{chip.name:6} {chip.flops / 1e12:12.0f} {chip.hbm_usable / GIB:15.2f} {chip.hbm_bandwidth / 1e12:9.2f} "
+                f"{chip.ici_link / 1e9:16.0f} {chip.dcn / 1e9:9.2f} {chip.most_chips:11,}   {price}"
+            )
+    elif arguments[0] in CHIPS:
+        print(" ".join(f"--{flag}" for flag in CHIPS[arguments[0]].flags))
+    else:
+        chip, shape = topology(arguments[0])
+        print(accelerator_type(chip, shape), chip.runtime, hosts(chip, shape))
+        print(cost(chip, shape, int(arguments[1]) if len(arguments) > 1 else 1, *map(float, arguments[2:3])))
 
 
 if __name__ == "__main__":
