@@ -22,7 +22,7 @@ from sora_jax.errors import InputError
 from sora_jax.pod.chips import Chip, cost, hosts, show, topology
 
 # Codes that a restart cannot mend: an exception, a user's mistake, a command that is not there. Others start again:
-# 134 a host that lost its peers, 137 killed, 143 told to stop (launch/host.sh), and nodes that vanish with no code at all.
+# 134 a host that lost its peers, 137 killed, 143 told to stop (launch/host.sh), nodes that vanish with no code at all.
 FINAL_CODES = [1, 2, 126, 127]
 GRACE = {True: 25, False: 600}  # seconds from SIGTERM to SIGKILL; GKE gives pods on spot nodes no more than 25
 

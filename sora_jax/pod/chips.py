@@ -344,10 +344,9 @@ def main(arguments: list[str]) -> None:
         )
         for chip in CHIPS.values():
             price = f"{chip.price:.2f} ({chip.region}, read {PRICES_READ})" if chip.price else "not public"
-            print(
-                f"{chip.name:6} {chip.flops / 1e12:12.0f} {chip.hbm_usable / GIB:15.2f} {chip.hbm_bandwidth / 1e12:9.2f} "
-                f"{chip.ici_link / 1e9:16.0f} {chip.dcn / 1e9:9.2f} {chip.most_chips:11,}   {price}"
-            )
+            memory = f"{chip.hbm_usable / GIB:15.2f} {chip.hbm_bandwidth / 1e12:9.2f}"
+            network = f"{chip.ici_link / 1e9:16.0f} {chip.dcn / 1e9:9.2f}"
+            print(f"{chip.name:6} {chip.flops / 1e12:12.0f} {memory} {network} {chip.most_chips:11,}   {price}")
     elif arguments[0] in CHIPS:
         print(" ".join(f"--{flag}" for flag in CHIPS[arguments[0]].flags))
     else:
