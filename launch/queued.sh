@@ -78,13 +78,13 @@ every() { # every COMMAND: on all hosts of all slices at once; fails when one do
 }
 install() {
     local archive
-    archive=$(mktemp --suffix .tgz)
-    git ls-files -z | tar --null --create --gzip --files-from - --file "$archive" || return 1
+    archive=$(mktemp --suffix .tar)
+    git ls-files -z | tar --null --create --files-from - --file "$archive" || return 1
     for node in "${nodes[@]}"; do
-        gcloud compute tpus tpu-vm scp "$archive" "$node:sora_jax.tgz" --worker all "${where[@]}" || return 1
+        gcloud compute tpus tpu-vm scp "$archive" "$node:sora_jax.tar" --worker all "${where[@]}" || return 1
     done
     rm "$archive"
-    every 'mkdir -p sora_jax && tar -xzf sora_jax.tgz -C sora_jax && PATH=$HOME/.local/bin:$PATH &&
+    every 'mkdir -p sora_jax && tar -xf sora_jax.tar -C sora_jax && PATH=$HOME/.local/bin:$PATH &&
         { command -v uv >/dev/null || python3 -m pip install --quiet --user uv; } &&
         bash sora_jax/launch/venv.sh ../.venv-sora "train,tpu"'
 }
