@@ -333,7 +333,7 @@ def test_gcloud_parses_every_command(cloud, tmp_path):
     readme = (ROOT / "launch/README.md").read_text().replace("\\\n", " ")
     for line in re.findall(r"^ {4}(gcloud (?!auth|config).*)$", readme, re.M):
         commands[line] = shlex.split(line.partition(" #")[0])[1:]
-    environment = os.environ | {"CLOUDSDK_CONFIG": str(tmp_path / "no account"), "HOME": str(tmp_path)}
+    environment = os.environ | {"CLOUDSDK_CONFIG": str(tmp_path / "none"), "CLOUDSDK_CORE_PROJECT": "p"}
 
     def parse(command):
         return run(real, *command, "--quiet", env=environment)
