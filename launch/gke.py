@@ -127,8 +127,9 @@ def node_pools(
     """The gcloud commands that make one node pool a slice."""
     region = zone.rpartition("-")[0]
     where = ["--project", project]
-    commands, placed = [], ["--tpu-topology", show(shape)]
-    if chip.name == "tpu7x" and hosts(chip, shape) > 1:  # its shape comes from a workload policy instead
+    several = hosts(chip, shape) > 1
+    commands, placed = [], ["--tpu-topology", show(shape)] if several else []  # one host has its machine's shape
+    if several and chip.name == "tpu7x":  # takes it from a workload policy
         policy = f"tpu7x-{show(shape)}"
         create = ["gcloud", "compute", "resource-policies", "create", "workload-policy", policy, *where]
         create += ["--region", region, "--type", "HIGH_THROUGHPUT", "--accelerator-topology", show(shape)]

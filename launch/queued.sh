@@ -26,6 +26,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$zone" ] || refuse "--zone is needed: see cloud.google.com/tpu/docs/regions-zones"
 [[ $slices =~ ^[1-9][0-9]*$ && $tries =~ ^[1-9][0-9]*$ ]] || refuse "--slices and --tries are whole numbers from 1"
+[[ -z $price || $price =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "--price $price is no number of USD"
 [[ $name =~ ^[a-z][a-z0-9-]{0,38}$ ]] || refuse "--name $name: at most 39 small letters, digits and hyphens"
 where=(--zone "$zone" --quiet)
 [ -z "$project" ] || where+=(--project "$project")
@@ -43,6 +44,7 @@ delete() {
 if [ -n "$down" ]; then delete && say "$name is gone" && exit; fi
 
 [ -n "$topology" ] && [ $# -gt 0 ] || refuse "--topology and, after --, the command to run are needed"
+topology=${topology,,}
 facts=$(python3 -m sora_jax.pod.chips "$topology" "$slices" ${price:+"$price"}) || exit 2
 read -r accelerator runtime _ <<<"$facts"
 echo "${facts#*$'\n'}${spot:+ (spot: less than that)}"
@@ -60,7 +62,13 @@ create() {
     local wanted=(--accelerator-type "$accelerator" --runtime-version "$runtime")
     if [ "$slices" -gt 1 ]; then wanted+=(--node-count "$slices" --node-prefix "$name"); else wanted+=(--node-id "$name"); fi
     delete
-    resource create "${wanted[@]}" ${spot:+--spot}
+    if ! resource create "${wanted[@]}" ${spot:+--spot}; then
+        [ -n "$made" ] && return 1
+        trap - EXIT
+        say "nothing was created: the reason is above"
+        exit 1
+    fi
+    made=yes
     say "asked for $slices x $accelerator; waiting"
     until [ "$(state)" = ACTIVE ]; do
         case $(state) in FAILED | SUSPENDED) return 1 ;; esac
@@ -105,7 +113,7 @@ finish() {
     exit "$2"
 }
 
-failures=0 unseen=0 ready=''
+failures=0 unseen=0 ready='' made=''
 while :; do
     if [ -z "$ready" ]; then
         create && install && ready=yes
@@ -134,4 +142,5 @@ while :; do
     fi
     failures=$((failures + 1))
     [ $failures -lt "$tries" ] || { say "$failures failures in a row: giving up" && exit 1; }
+    sleep "$poll"
 done

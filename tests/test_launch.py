@@ -191,6 +191,7 @@ gone() { # every process of every host
 }
 case "$3 $4" in
 "queued-resources create")
+    [ ! -e "$CLOUD/no-quota" ] || { echo "Quota limit exceeded" >&2; exit 1; }
     echo ACTIVE >"$CLOUD/state"
     [[ "$*" =~ node-prefix ]] && nodes="$5-0 $5-1" || nodes=$5
     for node in $nodes; do
@@ -271,6 +272,7 @@ def test_nothing_is_created_before_the_cost_is_shown_and_agreed_to(cloud):
         (["--topology", "v6e:3x5", "--", "true"], "the nearest is v6e:4x4"),
         (["--topology", "tpu7x:4x4x8", "--", "true"], "launch/gke.py"),
         (["--topology", "v6e:4x4"], "the command to run"),
+        (["--topology", "v6e:4x4", "--price", "cheap", "--", "true"], "--price cheap"),
         (["--topology", "v6e:4x4", "--slices", "two", "--", "true"], "--slices"),
         (["--preemptible"], "--preemptible"),
     ],
@@ -279,6 +281,13 @@ def test_queued_mistakes_are_one_sentence(cloud, arguments, way_out):
     ran = cloud.queued(*arguments)
     assert ran.returncode == 2 and way_out in ran.stderr and ran.stderr.count("\n") == 1
     assert not (cloud.path / "calls").exists()
+
+
+def test_without_quota_it_is_not_tried_again(cloud):
+    (cloud.path / "no-quota").touch()
+    ran = cloud.train("--topology", "v6e:4x4")
+    assert ran.returncode == 1 and cloud.made() == 1 and "Quota limit exceeded" in ran.stderr
+    assert "nothing was created" in ran.stdout and "billed" not in ran.stdout
 
 
 def test_a_slice_that_is_taken_away_is_made_again_and_training_goes_on(cloud):

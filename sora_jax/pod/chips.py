@@ -3,9 +3,9 @@
 Every row is one kind of chip under the name JAX's topologies take ("v5p:8x8x8"). Sources, once for all rows:
 
   published   cloud.google.com/compute/docs/tpus (of 2026-08-26) and cloud.google.com/tpu/docs/{v4,v5e}: peak, HBM, DCN,
-              slice shapes; kubernetes-engine/docs/concepts/tpus: node labels, machine types. ICI: jax-ml.github.io/scaling-book/tpus, one-way bytes/s a link
-              (for tpu7x the published 1,200 GB/s a chip, both ways, over 6 links, times the 0.9 that the book's v5p
-              figure is of v5p's published one).
+              slice shapes; kubernetes-engine/docs/concepts/tpus: node labels, machine types. ICI: one-way bytes/s of a
+              link from jax-ml.github.io/scaling-book/tpus; tpu7x is not in it, and has v5p's because both publish
+              1,200 GB/s a chip, over 6 links and both ways.
   measured    usable HBM is what libtpu 0.0.50.1 itself says when a program does not fit (tests/test_chips.py, slow).
   price       on-demand list price for us-central1 (v4: us-central2), as in a public copy of Google's price list read on
               2026-11-21. tpu7x has no price that could be read: None, and the launchers ask for `--price`.
