@@ -16,7 +16,7 @@ stage() { # stage NUMBER "what happens" FILE-THAT-SAYS-IT-IS-DONE; true when the
 }
 
 if stage 1 "the VAE learns to see the world" "$run/vae-model/model.json"; then
-    sora-jax train --config configs/vae.py:$variant --workdir "$run/vae"
+    sora-jax train --config configs/vae.py:"$variant" --workdir "$run/vae"
     sora-jax export "$run/vae" --out "$run/vae-model"
 fi
 if stage 2 "the tokenizer learns its words" "$run/tokenizer.model"; then
@@ -29,7 +29,7 @@ if stage 4 "so do some that nobody trains on" "$run/held-out/report.json"; then
     sora-jax data latents world --model "$run/vae-model" --clips "$held_out" --seed 100000000 --out "$run/held-out"
 fi
 if stage 5 "the DiT learns to paint them" "$run/model/model.json"; then
-    sora-jax train --config configs/dit.py:$variant --workdir "$run/dit" \
+    sora-jax train --config configs/dit.py:"$variant" --workdir "$run/dit" \
         --config.vae_model="$run/vae-model" --config.tokenizer="$run/tokenizer.model" \
         --config.data.path="$run/latents" --config.data.held_out="$run/held-out"
     sora-jax export "$run/dit" --out "$run/model"

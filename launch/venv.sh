@@ -9,12 +9,12 @@ if [ -f "$dir/.stamp" ] && [ ! pyproject.toml -nt "$dir/.stamp" ] && "$dir/bin/p
 what=. && [ -z "$extras" ] || what=".[$extras]"
 if command -v uv >/dev/null 2>&1; then
     # No interpreter that runs: uv may fetch one.
-    python=$(sh launch/python.sh $version 2>/dev/null) || python=${version:-3.13}
+    python=$(sh launch/python.sh "$version" 2>/dev/null) || python=${version:-3.13}
     echo "making $dir with uv and $python (once)" >&2
     uv venv --quiet --clear --python "$python" "$dir"
     uv pip install --quiet --python "$dir/bin/python" --editable "$what"
 else
-    python=$(sh launch/python.sh $version)
+    python=$(sh launch/python.sh "$version")
     echo "making $dir with pip and $python (once, some minutes)" >&2
     rm -rf "$dir"
     "$python" -m venv "$dir" || { echo "$python cannot make virtual environments: apt install python3-venv, or install uv" >&2; exit 1; }
