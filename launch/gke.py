@@ -1,7 +1,7 @@
 """Prints the Kubernetes manifest that trains on TPU slices with GKE, and on stderr what it costs.
 
     python launch/gke.py --topology v6e:16x16 --slices 4 --image IMAGE --bucket gs://BUCKET \\
-        -- sora-jax train --config configs/dit.py:wan-14b --workdir gs://BUCKET/run > run.yaml
+        -- sora-jax train --distributed --config configs/dit.py:wan-14b --workdir gs://BUCKET/run > run.yaml
     kubectl apply -f run.yaml
 
 `--nodes --cluster C --project P --zone Z` prints instead the gcloud commands that make the node pools it runs on.

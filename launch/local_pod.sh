@@ -3,7 +3,7 @@
 #   bash launch/local_pod.sh 2 --config configs/dit.py:smoke --workdir runs/pod --config.data.rows=8
 # Where one process dies, all are ended and started again from the last checkpoint; after RETRIES failures with no new
 # checkpoint between them the pod gives up and says why. SIGTERM or Ctrl-C reaches all: they save at the same step and
-# exit 0. A user's mistake (exit code 2) is not tried again. What hosts other than the first say is in WORKDIR-hostI.log.
+# exit 0. What a restart would not mend (codes 1, 2, 126, 127, as in gke.py) is not tried again. What hosts other than the first say is in WORKDIR-hostI.log.
 set -uo pipefail
 hosts=${1:?say how many processes: bash launch/local_pod.sh 2 --config FILE.py:VARIANT --workdir DIR}
 shift
@@ -45,13 +45,14 @@ while :; do
         pids=(${alive[@]+"${alive[@]}"})
         if [ "$ended" != 0 ] && [ "$code" = 0 ]; then
             code=$ended
-            [ "$code" = 2 ] || echo "local_pod.sh: a process ended with code $code: ending the others" >&2
+            echo "local_pod.sh: a process ended with code $code: ending the others" >&2
             [ ${#pids[@]} = 0 ] || kill -KILL "${pids[@]}" 2>/dev/null
         fi
     done
     trap - TERM INT
     [ "$code" = 0 ] && exit 0
-    [ "$code" = 2 ] || [ -n "$stopping" ] && exit "$code"
+    case $code in 1 | 2 | 126 | 127) exit "$code" ;; esac
+    [ -z "$stopping" ] || exit "$code"
     if [ "$(newest)" = "$before" ]; then failures=$((failures + 1)); else failures=1; fi
     if [ "$failures" -gt "$retries" ]; then
         echo "local_pod.sh: $failures failures in a row at checkpoint ${before:-none} (last code $code): giving up; see $workdir-host*.log" >&2

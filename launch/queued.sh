@@ -4,7 +4,7 @@
 # again, which goes on from its last checkpoint. Keep this terminal (tmux): COMMAND itself does not depend on it.
 #
 #   launch/queued.sh --topology v6e:16x16 --zone us-east5-b [--project P] [--name sora-jax] [--slices 1] [--spot]
-#       [--price USD] [--tries 20] [--keep] [--yes] -- sora-jax train --config ... --workdir gs://BUCKET/run
+#       [--price USD] [--tries 20] [--keep] [--yes] -- sora-jax train --distributed --config ... --workdir gs://BUCKET/run
 #   launch/queued.sh --down --zone us-east5-b [--project P] [--name sora-jax]      deletes what is left, and no more
 # shellcheck disable=SC2016  # what is in single quotes is for the shells over there
 set -euo pipefail

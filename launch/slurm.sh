@@ -11,7 +11,7 @@
 # Trains on GPUs under SLURM, one process a GPU, which is how JAX reads SLURM's environment:
 #
 #     sbatch --nodes 4 --ntasks-per-node 8 --gpus-per-node 8 launch/slurm.sh \
-#         sora-jax train --config configs/dit.py:wan-14b --workdir /shared/run --config.mesh.fsdp=32
+#         sora-jax train --distributed --config configs/dit.py:wan-14b --workdir /shared/run --config.mesh.fsdp=32
 #
 # Five minutes before its time is over every process is told to save; the job then goes back into the queue and goes on
 # from there, as it does after a node failed. `sora-jax` must be on the PATH of every node: make the environment on a

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -50,9 +51,21 @@ def train(args) -> None:
 
     from sora_jax.train import loop
 
-    if args.distributed:
-        loop.join()
-    loop.train(config, args.workdir)
+    if not args.distributed:
+        loop.train(config, args.workdir)
+        return
+    import jax
+
+    loop.join()
+    try:
+        loop.train(config, args.workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        # Another host is gone. Launchers start all again for this code, as for JAX's own when it notices first.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(134)
 
 
 def export(args) -> None:

@@ -104,10 +104,13 @@ def test_a_killed_host_costs_one_interval(tmp_path):
 
 @pytest.mark.slow
 def test_a_pod_that_always_fails_gives_up(tmp_path):
-    (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)  # not a checkpoint
-    launcher = local_pod("--workdir", str(tmp_path / "run"), RETRIES="1")
+    """Hosts that are killed whenever they begin: after two failures in a row without progress that is enough."""
+    killer = tmp_path / "python"
+    killer.write_text(f'#!/bin/bash\n[ "$1" = -c ] && exec {sys.executable} "$@"\nkill -9 $$\n')
+    killer.chmod(0o755)
+    launcher = local_pod("--workdir", str(tmp_path / "run"), RETRIES="1", PYTHON=str(killer))
     _, err = launcher.communicate(timeout=900)
-    assert launcher.returncode == 1 and "2 failures in a row at checkpoint 5" in err
+    assert launcher.returncode == 1 and "2 failures in a row at checkpoint none (last code 137): giving up" in err
 
 
 @pytest.mark.slow

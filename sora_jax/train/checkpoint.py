@@ -9,12 +9,14 @@ whatever killed the process, and everything else is swept away at the next start
 import hashlib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -36,13 +38,18 @@ def _closed_loop_is_no_news(error) -> None:
 sys.unraisablehook = _closed_loop_is_no_news
 
 
+def located(folder: str | os.PathLike) -> epath.Path:
+    """A folder on this machine, as an absolute path, or one in a bucket (gs://) as it stands."""
+    return epath.Path(folder) if "://" in os.fspath(folder) else epath.Path(os.path.abspath(folder))
+
+
 class Checkpoints:
     """The checkpoints of one run, of which the newest `keep` stay. Saving overlaps training, one save at a time."""
 
     def __init__(self, folder: str | Path, keep: int):
         if keep < 1:
             raise InputError(f"config.keep is {keep}: keep at least 1 checkpoint, or a killed run could not resume")
-        self.folder = Path(folder).absolute()
+        self.folder = located(folder)
         self.saved = max(steps(self.folder), default=None)  # newest step known to be whole on disk
         self._saving = None  # (step, response) of the save under way
         with _spoken(self):
@@ -93,8 +100,8 @@ class Checkpoints:
 
 def steps(folder: str | Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, oldest first; empty when there is no folder."""
-    folder = Path(folder)
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+    folder = located(folder)
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
 def restore(folder: str | Path, abstract: dict[str, Tree] | None = None):
@@ -108,7 +115,7 @@ def restore(folder: str | Path, abstract: dict[str, Tree] | None = None):
     found = steps(folder)
     if not found:
         return None
-    path = Path(folder).absolute() / str(found[-1])
+    path = located(folder) / str(found[-1])
     with _context():
         stored = ocp.checkpointables_metadata(path).metadata
         wanted = dict.fromkeys(name for name in stored if name != "cursor") if abstract is None else dict(abstract)

@@ -135,4 +135,4 @@ def replace(path: Path, text: str) -> None:
     """Write a file so that it is whole or as before, whenever the process dies."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
-    os.replace(part, path)
+    part.replace(path)

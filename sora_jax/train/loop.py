@@ -20,11 +20,13 @@ bit: all that decides a number is in the state and the cursor, and nothing that 
 them.
 """
 
+import contextlib
 import fcntl
 import json
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -81,7 +83,7 @@ def run(task, config, workdir: str | Path) -> dict:
     another model, and a full or unwritable disk.
     """
     started = time.perf_counter()
-    workdir = Path(workdir)
+    workdir = checkpoint.located(workdir)
     compilation_cache()
     mesh = pod.make(config.mesh)
     update, abstract, fresh = prepare(task, config, mesh)
@@ -139,9 +141,11 @@ def run(task, config, workdir: str | Path) -> dict:
                 if due(config.picture_every) and not stop.asked:
                     ema = one_copy(state["ema"])
                     if jax.process_index() == 0:
-                        with writing(workdir):
+                        with writing(workdir), tempfile.TemporaryDirectory() as folder:
                             (workdir / "samples").mkdir(exist_ok=True)
-                            task.pictures(ema, workdir / "samples", step)
+                            task.pictures(ema, Path(folder), step)
+                            for picture in Path(folder).iterdir():  # pictures are drawn here, a bucket is not
+                                (workdir / "samples" / picture.name).write_bytes(picture.read_bytes())
             cursors, began = everyones(cursor, host), time.perf_counter()
             checkpoints.save(step, state, cursors)
             checkpoints.wait()
@@ -299,11 +303,15 @@ class Stop:
 
 
 def only_run(workdir: Path):
-    """The open file whose lock says that a run is at work here; a killed process loses it. InputError if taken."""
+    """The open file whose lock says that a run is at work here; a killed process loses it. InputError if taken.
+
+    A bucket knows no locks: there nobody is kept out.
+    """
+    if "://" in os.fspath(workdir) or jax.process_index():
+        return contextlib.nullcontext()
     lock = (workdir / "lock").open("w")
     try:
-        if jax.process_index() == 0:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         sentence = f"another run is training in {workdir}; stop it, or give another --workdir"
