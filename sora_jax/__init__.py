@@ -15,7 +15,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       packing.py      patchify; variable grids -> dense rows, balanced across hosts
       pipeline.py     deterministic batches, their cursor saved with the checkpoint
     models/         what owns parameters
-      layers.py       convolution, norms, 3-D rotary positions, attention
+      layers.py       convolution, norms, 3-D rotary positions, attention          (kernels.py: what computes it)
       vae.py          the causal spacetime autoencoder, streamed == full
       text.py         the tokenizer and the T5 encoder
       dit.py          the diffusion transformer
@@ -28,6 +28,10 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       tasks.py        what the VAE and the DiT give the loop    (vae_task.py, dit_task.py)
       optimizer.py    AdamW, Muon, schedules
       checkpoint.py   params, EMA, optimizer, rng, step and cursor as one atomic thing
+    pod/            many devices
+      mesh.py         five axes, one table of rules; imports nothing of the story, so that models may read it
+      context.py      attention over a row that several devices hold
+      chips.py        the TPUs there are
     evaluate/       metrics, and what the world's oracle sees
 
     import sora_jax
