@@ -8,10 +8,13 @@ Equations:
     Attention    softmax(q k^T / sqrt(k) + mask) v, mask = 0 where the segments are equal, else -inf (4)
 
 Rotary widths follow Wan: a head of width k gives 2*(k//6) to rows, the same to columns and the rest to frames.
-This is the only file that knows which kernel computes a convolution or an attention.
+This is the only file that knows which kernel computes a convolution; `kernels` knows those of attention, and
+`pod.context` how a row that several devices hold is attended.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -20,8 +23,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from sora_jax.models.kernels import attend_local
+from sora_jax.pod.context import spread
+
 ROPE_THETA = 1e4  # RoFormer, arXiv:2104.09864
-QUERY_CHUNK = 2048  # longest block of queries whose full score matrix is held at once
 
 
 class RMSNorm(nn.Module):
@@ -55,6 +60,12 @@ def layer_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d
     return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
 
 
+def platform() -> str:
+    """cpu, gpu or tpu: the ambient mesh's, whose devices need not be here (a plan's are not), or else JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 # ------------------------------------------------------------------------------------------------ convolution
 
 
@@ -67,7 +78,7 @@ def conv3d(
     taps in time folded into channels; TPUs and GPUs prefer the 3-D form.
     """
     kt = kernel.shape[0]
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         spatial = pad if isinstance(pad, str) else [(0, 0), *pad]
         if pad == "SAME":
             spatial = [(0, 0)] + [((k - 1) // 2, k // 2) for k in kernel.shape[1:3]]
@@ -159,24 +170,7 @@ def attend(
 ) -> Float[Array, "b s n k"]:
     """Equation (4) for packed rows: a query sees the keys of its own segment; softmax in float32.
 
-    Padding (segment 0) attends to padding, so every row of scores has something finite to normalise. Long rows are
-    taken in blocks of QUERY_CHUNK queries, so that memory grows with s, not with its square.
+    Padding (segment 0) attends to padding; a query whose segment has no key gets something finite. Memory grows with s,
+    not with its square. Under an ambient mesh q, k and v are of all devices, and attention runs across them.
     """
-
-    def block(q: Array, q_seg: Array) -> Array:
-        scores = jnp.einsum("bqnk,bjnk->bnqj", q, k, preferred_element_type=jnp.float32) / np.sqrt(q.shape[-1])
-        mask = q_seg[:, None, :, None] == kv_seg[:, None, None, :]
-        weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), -1).astype(v.dtype)
-        return jnp.einsum("bnqj,bjnk->bqnk", weights, v)
-
-    length = q.shape[1]
-    if length <= QUERY_CHUNK:
-        return block(q, q_seg)
-    chunks = -(-length // QUERY_CHUNK)
-    fill = chunks * QUERY_CHUNK - length
-    qs = jnp.pad(q, ((0, 0), (0, fill), (0, 0), (0, 0)))
-    segs = jnp.pad(q_seg, ((0, 0), (0, fill)))
-    qs = rearrange(qs, "b (i s) n k -> i b s n k", i=chunks)
-    segs = rearrange(segs, "b (i s) -> i b s", i=chunks)
-    out = jax.lax.map(lambda part: jax.checkpoint(block)(*part), (qs, segs))
-    return rearrange(out, "i b s n k -> b (i s) n k")[:, :length]
+    return spread(partial(attend_local, platform()), q, k, v, q_seg, kv_seg)
