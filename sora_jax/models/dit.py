@@ -28,10 +28,13 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from sora_jax.models.layers import RMSNorm, attend, layer_norm, rope, rotate
+from sora_jax.pod.context import SAVED_IN, SAVED_OUT
 from sora_jax.pod.mesh import PATCHES, ROWS, shard
 
 TIME_SCALE = 1000.0  # noise levels in [0, 1] enter the sinusoids as timesteps in [0, 1000]
 TIME_FREQUENCIES = 256
+# what remat keeps of a block besides its input; attention grows with the row's square, its results only with the row
+KEEP = {"nothing": (), "attention": (SAVED_OUT,), "heads": (SAVED_IN, SAVED_OUT)}
 
 
 def sinusoid(t: Float[Array, "*b"], width: int = TIME_FREQUENCIES) -> Float[Array, "*b width"]:
@@ -114,7 +117,8 @@ class DiT(nn.Module):
     """See the file's head.
 
     width, depth, heads, mlp: the transformer's sizes; patch: latents per patch along (frames, rows, columns);
-    channels: of the latents; remat: recompute a block's insides in the backward pass instead of keeping them.
+    channels: of the latents; remat: recompute a block's insides in the backward pass instead of keeping them, except
+    `keep`: "nothing", "attention" (its results) or "heads" (q, k and v as well).
     """
 
     width: int
@@ -124,6 +128,7 @@ class DiT(nn.Module):
     channels: int = 16
     patch: tuple[int, int, int] = (1, 2, 2)
     remat: bool = True
+    keep: str = "nothing"
     dtype: str = "bfloat16"
 
     @nn.compact
@@ -149,7 +154,8 @@ class DiT(nn.Module):
         six = nn.Dense(6 * self.width, name="time_projection")(nn.silu(time))
         six = rearrange(six, "b k (six d) -> b k six d", six=6)
         cos, sin = rope(pos, self.width // self.heads)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        kept = jax.checkpoint_policies.save_only_these_names(*KEEP[self.keep])
+        block = nn.remat(Block, prevent_cse=False, policy=kept) if self.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -25,6 +25,7 @@ import numpy as np
 
 SIZES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16, "token": 0}  # others end in their bits: f32, s8, u4
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+PASSES = {"high": 3, "highest": 6}  # bfloat16 products for one of float32 at these precisions
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all"}
 FREE |= {"iota", "opt-barrier", "copy-done", "async-done", "async-update", "all-gather-done", "all-reduce-done"}
 FREE |= {"collective-permute-done", "domain", "add-dependency"}
@@ -44,12 +45,13 @@ class Instruction(NamedTuple):
 
 class Compute(NamedTuple):
     """What runs `times` times: kind 'matmul', 'kernel' (Pallas) or 'memory'; FLOPs (none known of a kernel) and bytes
-    of one run."""
+    of one run. work: the FLOPs that the matrix units do for them, more where float32 takes several bfloat16 passes."""
 
     name: str
     kind: str
     times: int
     flops: float
+    work: float
     bytes: float
 
 
@@ -220,9 +222,9 @@ def work(each: Instruction, table: Mapping, program: Mapping, times: int) -> Com
     """FLOPs and bytes of HBM of one instruction."""
     if each.opcode == "fusion":
         inner = program[called(each.rest, "calls")]
-        flops = sum(products(part, {p.name: p for p in inner}, program) for part in inner)
-        return Compute(each.name, "matmul" if flops else "memory", times, flops, traffic(each, table, inner))
-    flops = products(each, table, program)
+        flops, passed = products(each, table, program)
+        return Compute(each.name, "matmul" if flops else "memory", times, flops, passed, traffic(each, table, inner))
+    flops, passed = products(each, table, program)
     moved = size(each.types, hbm=True) + sum(size(table[x].types, hbm=True) for x in each.operands if x in table)
     if each.opcode in ("dynamic-slice", "slice", "gather"):
         moved = 2 * size(each.types, hbm=True)
@@ -233,7 +235,7 @@ def work(each: Instruction, table: Mapping, program: Mapping, times: int) -> Com
     elif each.opcode == "custom-call" and "tpu_custom_call" not in each.rest:
         moved = 0  # buffers and promises to the compiler
     kernel = each.opcode == "custom-call" and "tpu_custom_call" in each.rest
-    return Compute(each.name, "kernel" if kernel else "matmul" if flops else "memory", times, flops, moved)
+    return Compute(each.name, "kernel" if kernel else "matmul" if flops else "memory", times, flops, passed, moved)
 
 
 def traffic(fusion: Instruction, table: Mapping, inner: Sequence[Instruction]) -> int:
@@ -264,11 +266,20 @@ def traffic(fusion: Instruction, table: Mapping, inner: Sequence[Instruction]) -
     return total
 
 
-def products(each: Instruction, table: Mapping, program: Mapping) -> float:
-    """FLOPs (multiply-add = 2) of a dot or convolution, and of those in a fusion within a fusion; 0 of all else."""
+def products(each: Instruction, table: Mapping, program: Mapping) -> tuple[float, float]:
+    """(FLOPs, FLOPs times passes) of a dot or convolution, and of those in a fusion; 0 of all else."""
     if each.opcode == "fusion":
         inner = program[called(each.rest, "calls")]
-        return sum(products(part, {p.name: p for p in inner}, program) for part in inner)
+        inside = {part.name: part for part in inner}
+        found = [products(part, inside, program) for part in inner]
+        return sum(flops for flops, _ in found), sum(passed for _, passed in found)
+    flops = _product(each, table)
+    precision = re.search(r"operand_precision=\{(\w+)", each.rest)
+    return flops, flops * (PASSES.get(precision[1], 1) if precision else 1)
+
+
+def _product(each: Instruction, table: Mapping) -> float:
+    """FLOPs, multiply-add = 2; of a convolution only the taps that meet its input."""
     if each.opcode == "dot":
         left = table[each.operands[0]].types[0][1]
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.rest)[1]
@@ -285,7 +296,9 @@ def products(each: Instruction, table: Mapping, program: Mapping) -> float:
         return window[name].split("x")[d] if name in window else default
 
     for d in range(sum(c.isdigit() for c in labels[0])):
-        n_in, n_out, n_window = (s[x.index(str(d))] for s, x in zip((left, out, right), (labels[0], labels[2], labels[1])))
+        n_in, n_out, n_window = (
+            s[x.index(str(d))] for s, x in zip((left, out, right), (labels[0], labels[2], labels[1]))
+        )
         before = int(field("pad", d, "0_0").split("_")[0])
         stride, dilated, spread = (int(field(n, d, "1")) for n in ("stride", "lhs_dilate", "rhs_dilate"))
         at = np.arange(n_out)[:, None] * stride + np.arange(n_window) * spread - before
@@ -330,7 +343,9 @@ def _of_mesh(mesh: str, axes: str) -> list[tuple[int, ...]]:
     """Groups in the form mesh['a'=4,'b'=2] {'a'}; 'a':(2)4 is a part of an axis: 4 wide, 2 before it."""
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
     shape, chosen = [], []
-    parts = {name: (int(before or 1), int(n or 0)) for name, before, n in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
+    parts = {
+        name: (int(before or 1), int(n or 0)) for name, before, n in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
+    }
     for name, n in sizes.items():
         before, width = parts.get(name, (n, 1))
         width = width or n // before
