@@ -1,8 +1,8 @@
 """Reading a compiled program: what each device computes, moves and sends, from the optimised HLO's text.
 
-The compiler's own totals count the body of a loop once, whatever its length. Here every instruction is taken as often as
-it runs: trip counts are read from the loops' conditions. A fusion reads its operands and writes its results once; what
-it slices out of a large operand, or writes into one in place, counts with the slice's size. What lies in a chip's
+The compiler's own totals count the body of a loop once, whatever its length. Here every instruction is taken as often
+as it runs: trip counts are read from the loops' conditions. A fusion reads its operands and writes its results once;
+what it slices out of a large operand, or writes into one in place, counts with the slice's size. What lies in a chip's
 scratch memory is no traffic of HBM.
 
 Collectives count the bytes that one device must send, for a result or operand of B bytes in a group of n:

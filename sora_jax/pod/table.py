@@ -68,9 +68,8 @@ def _time(facts: dict) -> list[str]:
     for name, title in BOUNDS.items():
         if run := facts.get("run", {}).get(name):
             price = "" if run["usd"] is None else f", USD {run['usd']:,.0f} at list price"
-            lines += [
-                f"{run['tokens']:.3g} tokens, {title}: {run['days']:.1f} days, {run['chip_hours']:,.0f} chip-hours{price}"
-            ]
+            spent = f"{run['days']:.1f} days, {run['chip_hours']:,.0f} chip-hours{price}"
+            lines += [f"{run['tokens']:.3g} tokens, {title}: {spent}"]
     return lines
 
 
