@@ -91,7 +91,13 @@ def read(text: str, devices: int) -> tuple[list[Compute], list[Collective], list
             elif each.opcode not in FREE and not each.opcode.endswith("-done"):
                 inner = program.get(called(each.rest, "calls") or "", []) if each.opcode == "fusion" else []
                 if any(part.opcode.removesuffix("-start") in COLLECTIVES for part in inner):
-                    visit(called(each.rest, "calls"), times)  # a collective that was fused with its neighbours
+                    fused = {part.name: part for part in inner}
+                    for part in inner:
+                        if (kind := part.opcode.removesuffix("-start")) in COLLECTIVES:
+                            # a TPU's reduce-scatter is written as an all-reduce, fused with a slice of its result
+                            scatters = kind == "all-reduce" and size(each.types) < size(part.types)
+                            kind = "reduce-scatter" if scatters else kind
+                            collectives.append(collective(part, kind, fused, times, devices))
                     continue
                 compute.append(work(each, table, program, times))
 
