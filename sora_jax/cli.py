@@ -68,7 +68,7 @@ def plan(args) -> None:
 
     from sora_jax.pod import plan, table
 
-    options = dict(slices=args.slices, task=args.task, tokens=args.tokens, size=tuple(map(int, args.size.split("x"))))
+    options = dict(slices=args.slices, task=args.task, tokens=args.tokens, size=args.size)
     if args.search:
         found = plan.search(config, args.topology, **options)
         print(json.dumps(found) if args.json else table.found(found))
@@ -184,7 +184,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--row", type=int, metavar="N", help="patches in a row (default: the config's)")
     p.add_argument("--rows", type=int, metavar="N", help="rows of a step, over all devices (default: the config's)")
     p.add_argument("--task", choices=("train", "sample", "vae-decode"), default="train")
-    p.add_argument("--size", default="1920x1080", metavar="WxH", help="frames of vae-decode (default 1920x1080)")
+    p.add_argument(
+        "--size",
+        type=cli_paint.size,
+        default=(1920, 1080),
+        metavar="WxH",
+        help="frames of vae-decode (default 1920x1080)",
+    )
     p.add_argument("--tokens", type=float, metavar="N", help="train on so many: days, chip-hours and list price")
     p.add_argument("--search", action="store_true", help="the longest row that fits, over meshes and what remat keeps")
     p.add_argument("--json", action="store_true", help="print JSON")

@@ -1,4 +1,4 @@
-"""The planner counts what runs: FLOPs in the jaxpr, bytes and trips in the program's text, memory as the compiler says."""
+"""The planner counts what runs: FLOPs in the jaxpr, bytes and trips in the program, memory as the compiler says."""
 
 import functools
 import json
@@ -160,7 +160,7 @@ ENTRY %main (a: f32[10,8,64], b: bf16[64,32]) -> bf16[8,32] {
   %b = bf16[64,32]{1,0:T(8,128)S(1)} parameter(1)
   %i = s32[] constant(3)
   %s = f32[8,64]{1,0} dynamic-slice(%a, %i, %i, %i), dynamic_slice_sizes={1,8,64}
-  %d = f32[2,4,9,9]{3,2,1,0} convolution(%x, %y), window={size=2x4 stride=1x3 lhs_dilate=2x4}, dim_labels=0b1f_0o1i->01bf
+  %d = f32[2,4,9,9] convolution(%x, %y), window={size=2x4 stride=1x3 lhs_dilate=2x4}, dim_labels=0b1f_0o1i->01bf
   ROOT %f = bf16[8,32]{1,0} fusion(%s, %b), kind=kOutput, calls=%fused
 }
 """
@@ -173,6 +173,25 @@ def test_bytes_passes_and_slices_of_a_text():
     assert a_slice.bytes == 2 * 8 * 64 * 4  # and not the ten of it
     assert product.flops == 2 * 8 * 64 * 32 and product.work == 6 * product.flops
     assert product.bytes == 8 * 64 * 4 + 8 * 32 * 2  # what lies in scratch memory is free
+
+
+SCATTER = """HloModule m
+%all-reduce-scatter (p: bf16[64,16]) -> bf16[16,16] {
+  %p = bf16[64,16]{1,0} parameter(0)
+  %r = bf16[64,16]{1,0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+  %i = s32[] constant(0)
+  ROOT %s = bf16[16,16]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={16,16}
+}
+ENTRY %main (a: bf16[64,16]) -> bf16[16,16] {
+  %a = bf16[64,16]{1,0} parameter(0)
+  ROOT %f = bf16[16,16]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_a_tpus_reduce_scatter_is_one():
+    (found,) = hlo.read(SCATTER, 4)[1]
+    assert (found.kind, found.sent) == ("reduce-scatter", 64 * 16 * 2 * 3 / 4)
 
 
 def test_a_batch_of_products_written_as_a_convolution_counts_once():
@@ -268,7 +287,8 @@ def test_what_does_not_divide_is_one_sentence(mesh, settings, sentence):
 def test_the_compilers_refusal_is_an_answer():
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 105.50G of 95.74G hbm. Exceeded by 9.76G.\n"
-        "Total hbm usage >= 105.77G:\n    reserved        270.00M\n    program          84.00G\n    arguments        21.50G"
+        "Total hbm usage >= 105.77G:\n    reserved        270.00M\n    program          84.00G\n"
+        "    arguments        21.50G"
     )
     memory = plan.refused(message, {"params": 1}, 95.73 * 2**30)
     assert memory["total"] == 105.5 * 2**30 and memory["temporaries"] == 84 * 2**30
