@@ -68,6 +68,32 @@ def train(args) -> None:
         os._exit(134)
 
 
+def plan(args) -> None:
+    """Compile a step for TPU chips that are not here: does it fit, how fast could it be, what would it cost."""
+    from sora_jax.pod import chips
+    from sora_jax.train import configs
+
+    chips.topology(args.topology)  # mistakes are told before the seconds JAX takes to import
+    settings = [f"mesh.{size}" for size in args.mesh.split(",") if size]
+    settings += [f"data.{name}={n}" for name, n in (("row", args.row), ("rows", args.rows)) if n]
+    config = configs.read(args.config, [*settings, *args.settings])
+    # libtpu compiles without a TPU: it must not look for one, nor mind another libtpu
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+    from sora_jax.pod import plan, table
+
+    options = dict(slices=args.slices, task=args.task, tokens=args.tokens, size=args.size)
+    if args.search:
+        found = plan.search(config, args.topology, **options)
+        print(json.dumps(found) if args.json else table.found(found))
+        return
+    facts = plan.plan(config, args.topology, **options)
+    if args.picture:
+        table.picture(facts, args.picture)
+    print(json.dumps(facts) if args.json else table.text(facts))
+
+
 def export(args) -> None:
     """Write the averaged weights of a training's last checkpoint as a model folder."""
     from sora_jax.model import export
@@ -132,12 +158,12 @@ def report(facts: dict) -> None:
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
-    """The arguments of one verb; `train` takes --config.KEY=VALUE besides."""
+    """The arguments of one verb; `train` and `plan` take --config.KEY=VALUE besides."""
     root = parser()
     args, rest = root.parse_known_args(argv)
     settings, rest = [], iter(rest)
     for word in rest:
-        if args.run is not train or not word.startswith("--config."):
+        if args.run not in (train, plan) or not word.startswith("--config."):
             root.error(f"unrecognized argument: {word}")
         word = word.removeprefix("--config.")
         settings.append(word if "=" in word else f"{word}={next(rest, '')}")
@@ -165,6 +191,27 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", required=True, metavar="DIR")
     p.add_argument("--distributed", action="store_true", help="as one of several processes (TPU pod, GKE, SLURM)")
     p.epilog = "Any value of the config can be set here: --config.opt.lr=3e-4"
+
+    p = verb(verbs, "plan", plan, "compile a step for TPU chips that are not here: memory, work, time and cost")
+    p.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]")
+    p.add_argument("--topology", required=True, metavar="CHIP:AxBxC", help="such as v5p:8x8x8, v6e:16x16, tpu7x:4x4x8")
+    p.add_argument("--mesh", default="", metavar="AXIS=N,...", help="such as fsdp=64,context=8 (default: the config's)")
+    p.add_argument("--slices", type=int, default=1, metavar="N", help="slices, joined by the data centre's network")
+    p.add_argument("--row", type=int, metavar="N", help="patches in a row (default: the config's)")
+    p.add_argument("--rows", type=int, metavar="N", help="rows of a step, over all devices (default: the config's)")
+    p.add_argument("--task", choices=("train", "sample", "vae-decode"), default="train")
+    p.add_argument(
+        "--size",
+        type=cli_paint.size,
+        default=(1920, 1080),
+        metavar="WxH",
+        help="frames of vae-decode (default 1920x1080)",
+    )
+    p.add_argument("--tokens", type=float, metavar="N", help="train on so many: days, chip-hours and list price")
+    p.add_argument("--search", action="store_true", help="the longest row that fits, over meshes and what remat keeps")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument("--picture", metavar="FILE.png", help="and draw memory and time as bars")
+    p.epilog = "Any value of the config can be set here: --config.dit.keep=nothing"
 
     p = verb(verbs, "export", export, "a training's weights to a model folder")
     p.add_argument("workdir", metavar="WORKDIR")

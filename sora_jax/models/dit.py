@@ -28,10 +28,13 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from sora_jax.models.layers import RMSNorm, attend, layer_norm, rope, rotate
-from sora_jax.pod.mesh import PATCHES, ROWS, shard
+from sora_jax.pod.context import SAVED_IN, SAVED_OUT
+from sora_jax.pod.mesh import PATCHES, ROWS, into, out_of, shard
 
 TIME_SCALE = 1000.0  # noise levels in [0, 1] enter the sinusoids as timesteps in [0, 1000]
 TIME_FREQUENCIES = 256
+# what remat keeps of a block besides its input; attention grows with the row's square, its results only with the row
+KEEP = {"nothing": (), "attention": (SAVED_OUT,), "heads": (SAVED_IN, SAVED_OUT)}
 
 
 def sinusoid(t: Float[Array, "*b"], width: int = TIME_FREQUENCIES) -> Float[Array, "*b width"]:
@@ -59,12 +62,12 @@ class SelfAttention(nn.Module):
         self, x: Float[Array, "b s d"], cos: Array, sin: Array, seg: Int[Array, "b s"]
     ) -> Float[Array, "b s d"]:
         width = x.shape[-1]
-        q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(x) for name in "qkv")
+        q, k, v = (nn.Dense(width, dtype=self.dtype, dot_general=into, name=name)(x) for name in "qkv")
         q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
         q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
         q, k, v = (shard(y, ROWS, PATCHES, "tensor", None) for y in (q, k, v))
         y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, seg, seg)
-        return nn.Dense(width, dtype=self.dtype, name="o")(rearrange(y, "b s n k -> b s (n k)"))
+        return nn.Dense(width, dtype=self.dtype, dot_general=out_of, name="o")(rearrange(y, "b s n k -> b s (n k)"))
 
 
 class CrossAttention(nn.Module):
@@ -78,13 +81,13 @@ class CrossAttention(nn.Module):
         self, x: Float[Array, "b s d"], ctx: Float[Array, "b l d"], ask: Int[Array, "b s"], txt_seg: Int[Array, "b l"]
     ) -> Float[Array, "b s d"]:
         width = x.shape[-1]
-        q = RMSNorm(name="q_norm")(nn.Dense(width, dtype=self.dtype, name="q")(x))
-        k = RMSNorm(name="k_norm")(nn.Dense(width, dtype=self.dtype, name="k")(ctx))
-        v = nn.Dense(width, dtype=self.dtype, name="v")(ctx)
+        q = RMSNorm(name="q_norm")(nn.Dense(width, dtype=self.dtype, dot_general=into, name="q")(x))
+        k = RMSNorm(name="k_norm")(nn.Dense(width, dtype=self.dtype, dot_general=into, name="k")(ctx))
+        v = nn.Dense(width, dtype=self.dtype, dot_general=into, name="v")(ctx)
         q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
         q, k, v = shard(q, ROWS, PATCHES, "tensor", None), *(shard(y, ROWS, None, "tensor", None) for y in (k, v))
         y = rearrange(attend(q, k, v, ask, txt_seg), "b s n k -> b s (n k)")
-        return nn.Dense(width, dtype=self.dtype, name="o")(y)
+        return nn.Dense(width, dtype=self.dtype, dot_general=out_of, name="o")(y)
 
 
 class Block(nn.Module):
@@ -104,9 +107,9 @@ class Block(nn.Module):
         y = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="cross_norm")(x).astype(self.dtype)
         x = x + CrossAttention(self.heads, self.dtype, name="cross")(y, ctx, ask, txt_seg)
         y = (layer_norm(x) * (1 + e[4]) + e[3]).astype(self.dtype)
-        y = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_up")(y), approximate=True)
+        y = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, dot_general=into, name="mlp_up")(y), approximate=True)
         y = shard(y, ROWS, PATCHES, "tensor")
-        x = x + e[5] * nn.Dense(width, dtype=self.dtype, name="mlp_down")(y)
+        x = x + e[5] * nn.Dense(width, dtype=self.dtype, dot_general=out_of, name="mlp_down")(y)
         return shard(x, ROWS, PATCHES, None), None
 
 
@@ -114,7 +117,8 @@ class DiT(nn.Module):
     """See the file's head.
 
     width, depth, heads, mlp: the transformer's sizes; patch: latents per patch along (frames, rows, columns);
-    channels: of the latents; remat: recompute a block's insides in the backward pass instead of keeping them.
+    channels: of the latents; remat: recompute a block's insides in the backward pass instead of keeping them, except
+    `keep`: "nothing", "attention" (its results) or "heads" (q, k and v as well).
     """
 
     width: int
@@ -124,6 +128,7 @@ class DiT(nn.Module):
     channels: int = 16
     patch: tuple[int, int, int] = (1, 2, 2)
     remat: bool = True
+    keep: str = "nothing"
     dtype: str = "bfloat16"
 
     @nn.compact
@@ -143,13 +148,16 @@ class DiT(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_in")(x).astype(jnp.float32)
         x = shard(x, ROWS, PATCHES, None)
         ctx = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="text_in")(ctx), approximate=True)
-        ctx = nn.Dense(self.width, dtype=self.dtype, name="text_out")(ctx)
+        ctx = shard(
+            nn.Dense(self.width, dtype=self.dtype, name="text_out")(shard(ctx, ROWS, None, None)), ROWS, None, None
+        )
         time = nn.Dense(self.width, name="time_in")(sinusoid(t * TIME_SCALE))
         time = nn.Dense(self.width, name="time_out")(nn.silu(time))  # b k d
         six = nn.Dense(6 * self.width, name="time_projection")(nn.silu(time))
         six = rearrange(six, "b k (six d) -> b k six d", six=6)
         cos, sin = rope(pos, self.width // self.heads)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        kept = jax.checkpoint_policies.save_only_these_names(*KEEP[self.keep])
+        block = nn.remat(Block, prevent_cse=False, policy=kept) if self.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},

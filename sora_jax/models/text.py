@@ -27,6 +27,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from sora_jax.errors import InputError
+from sora_jax.pod.mesh import ROWS, into, out_of, shard
 
 PAD, EOS, UNK = 0, 1, 2  # T5's ids
 
@@ -158,9 +159,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], same: Array, bucket: Array, bias: Array | None):
         def dense(name, features, std):  # T5's own initial scales
-            return nn.Dense(
-                features, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name
-            )
+            init, cut = nn.initializers.normal(std), out_of if name in ("o", "down") else into
+            return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, dot_general=cut, name=name)
 
         d, inner = x.shape[-1], self.heads * self.head_width
         y = Norm(name="norm_attention")(x)
@@ -168,6 +168,7 @@ class Block(nn.Module):
             rearrange(dense(name, inner, std)(y), "b l (n k) -> b l n k", n=self.heads)
             for name, std in (("q", (d * self.head_width) ** -0.5), ("k", d**-0.5), ("v", d**-0.5))
         )
+        q, k, v = (shard(z, ROWS, None, "tensor", None) for z in (q, k, v))
         if self.own_bias:
             bias = self.param("bias", nn.initializers.normal(d**-0.5), (self.buckets, self.heads))
         logits = jnp.einsum("bink,bjnk->bnij", q, k, preferred_element_type=jnp.float32)
@@ -178,7 +179,8 @@ class Block(nn.Module):
 
         y = Norm(name="norm_mlp")(x)
         y = nn.gelu(dense("gate", self.mlp, d**-0.5)(y)) * dense("up", self.mlp, d**-0.5)(y)
-        return x + dense("down", d, self.mlp**-0.5)(y).astype(jnp.float32), None
+        y = shard(y, ROWS, None, "tensor")
+        return shard(x + dense("down", d, self.mlp**-0.5)(y).astype(jnp.float32), ROWS, None, None), None
 
 
 class TextEncoder(nn.Module):
@@ -214,5 +216,6 @@ class TextEncoder(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )(self.heads, self.head_width, self.mlp, self.buckets, self.bias_every_layer, self.dtype, name="blocks")
-        x, _ = blocks(embed[txt].astype(jnp.float32), same, bucket, bias)
+        # left to itself the compiler computes the texts of all rows on every device
+        x, _ = blocks(shard(embed[txt].astype(jnp.float32), ROWS, None, None), same, bucket, bias)
         return Norm(name="norm")(x) * (txt_seg > 0)[:, :, None]

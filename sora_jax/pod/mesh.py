@@ -109,6 +109,37 @@ def shard(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, fitting(x.shape, axes, dict(mesh.shape)))
 
 
+def into(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
+    """`dot_general` of a Dense into heads or hidden features, whose kernel RULES cut along its first dimension."""
+    return jax.lax.dot_general(x, _gathered(kernel, (WEIGHTS, "tensor")), dimensions, **how)
+
+
+def out_of(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
+    """`dot_general` of a Dense out of heads or hidden features, whose kernel RULES cut along its last dimension."""
+    return jax.lax.dot_general(x, _gathered(kernel, ("tensor", WEIGHTS)), dimensions, **how)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(w: jax.Array, axes: tuple) -> jax.Array:
+    """A weight as its product needs it: whole along WEIGHTS, first among those who share rows, then along fsdp.
+
+    In one step a TPU's compiler pads the shards, which are few rows each, to the whole and adds them up: twice the
+    bytes. The gradient goes back the same way, never whole on a device.
+    """
+    for kept in ("fsdp", None):
+        w = shard(w, *(kept if axis == WEIGHTS else axis for axis in axes))
+    return w
+
+
+def _scattered(axes: tuple, _, gradient: jax.Array) -> tuple[jax.Array]:
+    for kept in ("fsdp", WEIGHTS):
+        gradient = shard(gradient, *(kept if axis == WEIGHTS else axis for axis in axes))
+    return (gradient,)
+
+
+_gathered.defvjp(lambda w, axes: (_gathered(w, axes), None), _scattered)
+
+
 def fitting(shape: Sequence[int], axes: Sequence, sizes: Mapping[str, int]) -> PartitionSpec:
     """The spec of an array's last dimensions, each along those of its axes that divide it, in order."""
     spec: list = [None] * (len(shape) - len(axes))
