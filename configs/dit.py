@@ -55,6 +55,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.dit.channels = 48
     c.dit.patch = (1, 2, 2)
     c.dit.remat = False
+    c.dit.keep = "nothing"  # of what remat would recompute: see models/dit.py
     c.dit.dtype = "float32"
 
     c.flow = ConfigDict()
@@ -141,7 +142,7 @@ def wan(c: ConfigDict, width: int, depth: int, heads: int, mlp: int, row: int) -
     c.tokenizer = "tiny"  # a stand-in: any of at most text.vocab pieces
     c.text.update(vocab=32128, width=768, depth=12, heads=12, head_width=64, mlp=2048, dtype="bfloat16")  # T5 1.1 base
     c.dit.update(width=width, depth=depth, heads=heads, mlp=mlp, channels=16, remat=True, dtype="bfloat16")
-    c.dit.keep = "attention"  # of what remat would recompute; or nothing, heads: see models/dit.py
+    c.dit.keep = "attention"  # costs memory, saves a sixth of the work
     c.flow.predict = "velocity"
     c.flow.shift_base = 1024.0
     c.flow.floor = 1e-3
