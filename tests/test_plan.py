@@ -132,6 +132,13 @@ def test_ulysses_sends_q_k_v_and_the_result_once():
     assert {hlo.axes_of(each.group, dict(mesh.shape)) for each in found} == {("ulysses",)}
 
 
+def test_the_least_that_a_step_must_send():
+    config, mesh = sized({"fsdp": 2, "context": 4}, rows=4, row=432)
+    least = plan.least(config, dict(mesh.shape), 1000)
+    assert least["weights"] == 3 * 2 * 1000 * 7 / 8
+    assert least["heads"] == 8 * (4 / 2 * 432 / 4 * 64 * 2) * 3 / 4 * config.dit.depth and least["keys"] == 0
+
+
 @pytest.mark.parametrize(
     "written, groups",
     [

@@ -68,6 +68,7 @@ def plan(
         "mesh": dict(mesh.shape),
         "remat": {"remat": config.dit.remat, "keep": config.dit.keep} if "dit" in config else None,
         "step": step.facts,
+        "bytes_least": least(config, dict(mesh.shape), step.parameters) if task == "train" else None,
         "parameters": step.parameters,
         "flops": flops(work, step.model_flops),
     }
@@ -141,6 +142,24 @@ def flops(work: Mapping[str, float], model: float | None) -> dict:
     recompute = (executed - again) / model if model else None
     return {"model": model, "executed": executed, "by_kind": dict(work), "executed_over_model": ratio,
             "recompute": recompute}  # fmt: skip
+
+
+def least(config, mesh: Mapping[str, int], parameters: int) -> dict[str, float]:
+    """Bytes that one device must send within its slice in a training step, in bfloat16, if nothing were sent twice.
+
+    weights: gathered for the forward and for the backward pass, their gradients scattered (FSDP). heads: q, k, v and
+    the result traded for patches and back, in both passes (Ulysses); what remat repeats of it is not in here, nor
+    tensor parallelism. keys: k and v around the ring in both passes, and their gradients.
+    """
+    cut = mesh["fsdp"] * mesh["ring"] * mesh["ulysses"]
+    ring, ulysses, dit = mesh["ring"], mesh["ulysses"], config.dit
+    rows = max(1.0, config.data.rows / (mesh["data"] * mesh["fsdp"]))
+    part = 2 * rows * config.data.row / (ring * ulysses) * dit.width / mesh["tensor"] * dit.depth
+    return {
+        "weights": 3 * 2 * parameters / mesh["tensor"] * (cut - 1) / cut,
+        "heads": 8 * part * (ulysses - 1) / ulysses,
+        "keys": 2 * part * (2 * (ring - 1) + ring) if ring > 1 else 0.0,
+    }
 
 
 # ------------------------------------------------------------------------------------------------ search

@@ -58,7 +58,7 @@ def _time(facts: dict) -> list[str]:
     lines += [f"  {title:<30} {seconds[name]:9.3f}" for name, title in names.items() if seconds[name]]
     lines += [f"  {title:<30} {seconds[name]:9.3f}" + _rates(facts, name) for name, title in BOUNDS.items()]
     sent = ", ".join(f"{n / GIB:.2f} GiB over {link.upper()}" for link, n in links.items() if n)
-    lines += ["", f"a device sends in a step: {sent or 'nothing'}"]
+    lines += ["", f"a device sends in a step: {sent or 'nothing'}" + _least(facts)]
     lines += [
         f"  {row['kind']:<19} {row['axes']:<22} {row['dtype']:<5} {row['link']}  {row['bytes'] / GIB:9.3f} GiB"
         for row in facts["collectives"][:12]
@@ -71,6 +71,15 @@ def _time(facts: dict) -> list[str]:
             spent = f"{run['days']:.1f} days, {run['chip_hours']:,.0f} chip-hours{price}"
             lines += [f"{run['tokens']:.3g} tokens, {title}: {spent}"]
     return lines
+
+
+def _least(facts: dict) -> str:
+    if not facts.get("bytes_least"):
+        return ""
+    bound = sum(facts["bytes_least"].values())
+    return (
+        f"; the least for this mesh is {bound / GIB:.2f} GiB over ICI ({facts['bytes_sent']['ici'] / bound:.2f} times)"
+    )
 
 
 BOUNDS = {"serial": "one after the other", "overlapped": "all at once (lower bound)"}
