@@ -300,6 +300,8 @@ def test_the_compilers_refusal_is_an_answer():
     memory = plan.refused(message, {"params": 1}, 95.73 * 2**30)
     assert memory["total"] == 105.5 * 2**30 and memory["temporaries"] == 84 * 2**30
     assert memory["arguments"] == 21.5 * 2**30
+    message = "RESOURCE_EXHAUSTED: E1000: the total memory required for HLO temporaries (180.00G) exceeds available HBM"
+    assert plan.refused(message, {"params": 1}, 95.73 * 2**30)["total"] == 180 * 2**30
 
 
 def test_a_plan_is_told_drawn_and_written(tmp_path):

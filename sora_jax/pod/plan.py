@@ -102,7 +102,7 @@ def estimate(facts: dict, chip, shape, mesh, text: str, work: Mapping[str, float
     products = sum(each.times * each.flops for each in compute) * mesh.size
     counted = work["matmul"] + work["convolution"] + (0.0 if has_kernels else kernels * mesh.size)
     facts |= {
-        "fits": facts["memory"]["total"] <= facts["memory"]["usable"],
+        "fits": True,  # else the compiler had refused: it is the judge
         "collectives": roofline.traffic(mesh, collectives),
         "bytes_sent": {link: sum(roofline.split(mesh, c)[i] * c.times for c in collectives) for i, link in LINKS},
         "hbm_bytes": sum(each.times * each.bytes for each in compute),
@@ -262,11 +262,13 @@ def check(config, mesh, task: str) -> None:
 def memory(stats, held: Mapping[str, int], usable: float) -> dict:
     """Bytes on one device: what is held between steps, what a step adds, and what may be used.
 
-    All that XLA lays out: arguments + temporaries + results that are no argument's buffer + the program itself.
+    total: the compiler's own peak; where an older one does not tell, arguments + temporaries + results that are no
+    argument's buffer + the program. Temporaries can be more than the peak has above the arguments.
     """
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     program = stats.generated_code_size_in_bytes
     total = stats.argument_size_in_bytes + stats.temp_size_in_bytes + results + program
+    total = getattr(stats, "peak_memory_in_bytes", 0) or total
     return {
         "held": dict(held),
         "arguments": stats.argument_size_in_bytes,
@@ -286,6 +288,7 @@ def refused(message: str, held: Mapping[str, int], usable: float) -> dict:
         found = re.search(pattern + r"\s+([\d.]+)([KMGT]?)", message)
         return int(float(found[1]) * UNITS[found[2]]) if found else None
 
-    total = size("Used") or size(r"usage >=")
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available", message)  # arguments are in it
+    total = int(float(found[1]) * UNITS[found[2]]) if found else size("Used") or size(r"usage >=")
     return {"held": dict(held), "arguments": size("arguments"), "temporaries": size("program"), "total": total,
             "usable": usable, "message": message.split("\n")[0][:300]}  # fmt: skip
