@@ -60,7 +60,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     c.flow = ConfigDict()
     c.flow.predict = "x0"  # Sora's "clean patches"; or eps, v, velocity
-    c.flow.law = "logit_normal"  # or uniform, mode, cosine
+    c.flow.law = "uniform"  # or logit_normal, mode, cosine; with so strong a shift logit_normal starves noise below 0.7
     c.flow.shift_base = 2.0  # tokens at which the noise shift is 1; 0 for no shift
     c.flow.floor = 0.5  # noise level below which errors count as x0's
 
@@ -144,6 +144,7 @@ def wan(c: ConfigDict, width: int, depth: int, heads: int, mlp: int, row: int) -
     c.dit.update(width=width, depth=depth, heads=heads, mlp=mlp, channels=16, remat=True, dtype="bfloat16")
     c.dit.keep = "attention"  # costs memory, saves a sixth of the work
     c.flow.predict = "velocity"
+    c.flow.law = "logit_normal"
     c.flow.shift_base = 1024.0
     c.flow.floor = 1e-3
     c.data.update(row=row, rows=64, text_row=1024, segments=16, text_tokens=512, open_rows=64, lookahead=64)

@@ -352,7 +352,7 @@ def test_mistakes_are_one_sentence(capsys, monkeypatch):
         capsys, *wan, "--topology", "v6e:16x16", "--mesh", "fdsp=3"
     )
     if plan.importlib.util.find_spec("libtpu") is None:
-        assert "pip install 'sora_jax[tpu]'" in command(capsys, *wan, "--topology", "v6e:16x16")
+        assert "pip install 'sora_jax[train,tpu]'" in command(capsys, *wan, "--topology", "v6e:16x16")
 
 
 @pytest.mark.slow

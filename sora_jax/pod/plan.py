@@ -49,7 +49,7 @@ def plan(
     """
     chip, shape = chips.topology(topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError("planning compiles with libtpu, which is not here: pip install 'sora_jax[tpu]'")
+        raise InputError("planning compiles with libtpu, which is not here: pip install 'sora_jax[train,tpu]'")
     if slices < 1:
         raise InputError(f"{slices} slices: give --slices 1 or more")
     mesh = pod.make(config.mesh, devices(chip, shape, slices))
