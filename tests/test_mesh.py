@@ -115,8 +115,14 @@ def test_eight_devices_are_one(mesh):
     (loss, _), grads = gradients(pod.make(mesh))
     (loss_alone, _), grads_alone = alone()
     assert loss == pytest.approx(loss_alone, rel=1e-5)
-    scale = max(float(np.abs(g).max()) for g in jax.tree.leaves(grads_alone))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a / scale, b / scale, atol=1e-5), grads, grads_alone)
+    largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(grads_alone))
+
+    def close(a, b):
+        """To 1e-5 of the weight's own largest gradient; of all weights' where that is nothing but rounding."""
+        scale = max(float(np.abs(b).max()), 1e-3 * largest)
+        np.testing.assert_allclose(a / scale, b / scale, atol=1e-5)
+
+    jax.tree.map(close, grads, grads_alone)
 
 
 # Rows

@@ -98,7 +98,8 @@ def test_a_killed_host_costs_one_interval(tmp_path):
         out, err = launcher.communicate(timeout=900)
     finally:
         launcher.terminate()  # which ends its processes
-    assert launcher.returncode == 0 and json.loads(out.splitlines()[-1])["step"] == 20
+    assert launcher.returncode == 0, err[-4000:]
+    assert json.loads(out.splitlines()[-1])["step"] == 20
     assert "starting again from checkpoint" in err and f"resuming {workdir} from step" in err
 
 

@@ -58,7 +58,7 @@ def get_config(**changes) -> ml_collections.ConfigDict:
     config.opt.accumulate = 1
     config.profile = 0
     config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "context": 1, "ring": 1, "tensor": 1})
-    config.dit = ml_collections.ConfigDict({"width": 32})
+    config.dit = ml_collections.ConfigDict({"width": 32, "remat": False})
     config.data = ml_collections.ConfigDict({"pause": 0.0, "poison": (), "noise": 0.1})
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
@@ -451,8 +451,11 @@ def test_another_model_in_the_workdir(whole, capsys):
     workdir, summary = whole
     with pytest.raises(InputError, match=r"was trained with dit.width = 32, not 64; give another --workdir"):
         train(workdir, dit__width=64)
-    assert train(workdir, opt__lr=0.5)["digest"] == summary["digest"]  # not the model: allowed, and told
-    assert "resuming with opt.lr = 0.5 (was 0.01)" in capsys.readouterr().err
+    assert (
+        train(workdir, opt__lr=0.5, dit__remat=True)["digest"] == summary["digest"]
+    )  # not the model: allowed, and told
+    told = capsys.readouterr().err
+    assert "resuming with opt.lr = 0.5 (was 0.01)" in told and "resuming with dit.remat = True (was False)" in told
     train(workdir)
 
 

@@ -6,6 +6,8 @@ Each is the function that runs, jitted with the shardings it runs with; only the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,19 @@ from sora_jax.errors import InputError
 from sora_jax.pod import mesh as pod
 
 
-class Step:
-    """A jitted function, its abstract arguments, and what is known of it beforehand."""
+class Step(NamedTuple):
+    """A jitted function, its abstract arguments, and what is known of it before it is compiled.
 
-    def __init__(self, function, arguments, held: dict, parameters: int, model_flops: float | None, facts: dict):
-        self.function, self.arguments, self.held = function, arguments, held
-        self.parameters, self.model_flops, self.facts = parameters, model_flops, facts
+    held: bytes of one device by part of the state; parameters: how many; model_flops: of all devices, None where no
+    formula says; facts: what the step does, for the reader.
+    """
+
+    function: Callable
+    arguments: tuple
+    held: dict[str, int]
+    parameters: int
+    model_flops: float | None
+    facts: dict
 
 
 def trained(config, mesh) -> Step:

@@ -44,7 +44,8 @@ from sora_jax.pod import mesh as pod
 from sora_jax.train import checkpoint, optimizer
 from sora_jax.train.log import Log, replace, say, writing
 
-MODEL_KEYS = ("task", "vae", "text", "dit", "opt.name")  # what a checkpoint's arrays depend on
+MODEL_KEYS = ("task", "vae", "text", "dit", "opt.name")  # what a checkpoint's arrays depend on,
+FREE_KEYS = ("dit.remat", "dit.keep")  # but not these, which trade memory for time
 PROFILED = 3  # steps in a trace
 EVAL_KEY = 0x5EED  # folded into the seed: evaluations draw the same numbers at every step
 
@@ -326,7 +327,7 @@ def keep_config(config, workdir: Path, resuming: bool) -> None:
         before, after = flat(json.loads(path.read_text())), flat(new)
         changed = [k for k in sorted(before | after) if before.get(k) != after.get(k)]
         for k in changed:
-            if k == "opt.name" or k.split(".")[0] in MODEL_KEYS:
+            if (k == "opt.name" or k.split(".")[0] in MODEL_KEYS) and k not in FREE_KEYS:
                 raise InputError(
                     f"{workdir} was trained with {k} = {before.get(k)!r}, not {after.get(k)!r}; "
                     "give another --workdir, or the config it began with"
