@@ -42,7 +42,8 @@ RULES = (
     ("biases of hidden features", r"blocks/((self|cross)/[qkv]|mlp_up)/bias$", ("tensor",)),
     ("scales of heads", r"blocks/(self|cross)/[qk]_norm/scale$", ("tensor",)),
     ("the text's table", r"text/embed$", (None, WEIGHTS)),
-    ("maps at the ends", r"(_in|_out|time_projection|head)/kernel$", (WEIGHTS, None)),
+    ("maps of noise levels", r"time_(in|out|projection)/kernel$", (None, WEIGHTS)),
+    ("maps at the ends", r"(_in|_out|head)/kernel$", (WEIGHTS, None)),
     ("the VAE's linear codec", r"vae/(image|video)_(in|out)$", (WEIGHTS, None)),
     ("convolutions and maps of the VAE", r"vae/.*kernel$", (WEIGHTS,)),
     ("modulation", r"modulation$", (None, WEIGHTS)),
@@ -117,6 +118,14 @@ def into(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
 def out_of(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
     """`dot_general` of a Dense out of heads or hidden features, whose kernel RULES cut along its last dimension."""
     return jax.lax.dot_general(x, _gathered(kernel, ("tensor", WEIGHTS)), dimensions, **how)
+
+
+def in_place(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
+    """`dot_general` of a Dense of few inputs, whose kernel RULES cut along its last dimension and which stays so: every
+    device of a slice takes all of its inputs, and makes its own features of them."""
+    rest = [None] * (x.ndim - 1)
+    y = jax.lax.dot_general(shard(x, "data", *rest), shard(kernel, None, WEIGHTS), dimensions, **how)
+    return shard(y, "data", *rest[1:], WEIGHTS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
