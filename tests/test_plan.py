@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from typing import NamedTuple
 
 import jax
@@ -328,13 +327,10 @@ def test_a_plan_is_told_drawn_and_written(tmp_path):
 # The command
 
 
-def test_help_answers_at_once_and_without_jax():
+def test_help_imports_no_jax():
     code = "import sys; from sora_jax import cli\ntry: cli.main(['plan', '--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'jax', 'numpy'} & set(sys.modules)"
-    began = time.monotonic()
-    for _ in range(3):  # the mean of three: a busy machine is not always busy
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=30)
-    assert (time.monotonic() - began) / 3 < 1
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def command(capsys, *words: str) -> str:

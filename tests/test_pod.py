@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sora_jax.train import checkpoint
-from tests.test_train import ROOT, STEPS, lines, start, train, wait_until, whole  # noqa: F401 (fixtures)
+from tests.training import ROOT, STEPS, lines, start, train, wait_until, whole  # noqa: F401 (fixtures)
 
 HOSTS = 2
 

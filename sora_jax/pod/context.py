@@ -30,8 +30,8 @@ from jaxtyping import Array, Float, Int
 from sora_jax.errors import InputError
 from sora_jax.pod.mesh import PATCHES, ROWS, fitting
 
-# What a rematerialised layer may keep (`jax.checkpoint_policies.save_only_these_names`): with OUT the backward pass does
-# not repeat the attention, with TRIPS (q, k, v as they came and the result as it went back) nor its all-to-alls.
+# What a rematerialised layer may keep (`jax.checkpoint_policies.save_only_these_names`): with OUT the backward pass
+# does not repeat the attention, with TRIPS (q, k, v as they came and the result as it went back) nor its all-to-alls.
 SAVED_OUT, SAVED_TRIPS = "attention_out", "attention_trips"
 NOTHING = -1e30  # lse of a query that has seen no key
 
