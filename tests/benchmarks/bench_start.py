@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_start.py [--config configs/dit.py:smoke] [--config.KEY=VALUE ...]
 
 Starts the training twice in processes of their own, each in a new workdir, the second with the first one's compilation
-cache, and prints the seconds from the start of the process to the end of the first step, and those of `sora-jax --help`.
+cache, and prints the seconds from the start of the process to the end of the first step; and of `sora-jax --help`.
 """
 
 import argparse
