@@ -30,6 +30,7 @@ from sora_jax.media import Video
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.models.vae import VAE, stream_decode, stream_encode
+from sora_jax.pod.mesh import placed
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
 BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
@@ -198,7 +199,8 @@ def find(name: str | os.PathLike) -> Path:
 
 
 def load(path: str | os.PathLike = "tiny") -> Model:
-    """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in.
+    """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, and
+    under `with jax.set_mesh(...)` lie spread over its devices.
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -218,7 +220,7 @@ def load(path: str | os.PathLike = "tiny") -> Model:
         shapes = shapes_of(model)
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
-    model.params = {name: _read(folder / f"{name}.safetensors", flat(tree)) for name, tree in shapes.items()}
+    model.params = placed({name: _read(folder / f"{name}.safetensors", flat(tree)) for name, tree in shapes.items()})
     if "text" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model")
         if model.tokenizer.vocab > model.text.vocab:
@@ -337,7 +339,7 @@ def _read(path: Path, shapes: dict) -> dict:
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name].shape:
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, the model needs {list(shapes[name].shape)}")
-    return unflat({name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()})
+    return unflat({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
 
 
 def _hashable(fields: dict) -> dict:

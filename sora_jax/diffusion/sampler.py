@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from sora_jax.data.packing import patchify, positions, unpatchify
@@ -41,6 +42,7 @@ from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
 from sora_jax.models.kernels import QUERY_CHUNK
+from sora_jax.pod import mesh as pod
 
 if TYPE_CHECKING:
     from sora_jax.model import Model
@@ -86,7 +88,8 @@ def paint(
     A prompt is a text, or the Shots of a clip. steps, guidance, solver: the model's own when None. `steps` is a number
     of even ones, or the levels u themselves, from 1 down to 0; several values of `guidance` are spread over them. A
     canvas's noise depends on the seed and its place in the list alone, not on its neighbours in the row. `progress` is
-    called with (steps done, steps in all).
+    called with (steps done, steps in all). Under `with jax.set_mesh(pod.mesh.make(...))` all of its devices paint: a
+    row's patches are cut among those along context, weights stay as they lie; every process calls, and gets, the same.
     Raises InputError: an unknown solver, bad steps, too long a prompt, a canvas that memory does not hold.
     """
     config = model.config["sample"]
@@ -114,15 +117,17 @@ def paint(
         print(f"a clip of {longest} patches needs a row of {row} (the model's is {config['row']})", file=sys.stderr)
     rows = arrange([len(item["x"]) for item in items], [item["text"] for item in items], row, config["text_row"])
     painted: dict[int, np.ndarray] = {}
+    mesh, params = jax.sharding.get_mesh(), pod.placed({name: model.params[name] for name in ("dit", "text")})
     for r, members in enumerate(rows):
         batch = pack([items[i] for i in members], row, config["text_row"])
+        batch = batch if mesh.empty else pod.place(mesh, batch, 1)
         tick = None if progress is None else lambda i, r=r: progress(r * steps + int(i) + 1, len(rows) * steps)
         x = denoise(
             model.dit, model.text, tick is not None, solver, model.config["flow"]["predict"], bool((scales != 1).any()),
-            {"dit": model.params["dit"], "text": model.params["text"]},
-            batch, jnp.asarray(us, jnp.float32), jnp.asarray(scales, jnp.float32), jnp.float32(cache), _Tick(tick),
+            params, batch, jnp.asarray(us, jnp.float32), jnp.asarray(scales, jnp.float32), jnp.float32(cache),
+            _Tick(tick),
         )  # fmt: skip
-        x, start = np.asarray(x[0], np.float32), 0
+        x, start = np.asarray(multihost_utils.process_allgather(x, tiled=True)[0], np.float32), 0
         for i in members:
             painted[i] = x[start : start + len(items[i]["x"])]
             start += len(items[i]["x"])
@@ -332,10 +337,11 @@ def footprint(dit, row: int) -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes free on the device, or on the machine when the device is its CPU; None where nobody tells."""
-    stats = jax.devices()[0].memory_stats()
+    """Bytes free on the devices that share a row, or on the machine when its CPU is one; None where nobody tells."""
+    stats, mesh = jax.local_devices()[0].memory_stats(), jax.sharding.get_mesh()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
+        sharing = 1 if mesh.empty else mesh.shape["ring"] * mesh.shape["ulysses"]
+        return sharing * (stats["bytes_limit"] - stats["bytes_in_use"])
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -33,6 +34,7 @@ KEYS = ("data", "fsdp", "context", "ring", "tensor")  # of config.mesh
 ROWS = ("data", "fsdp")
 PATCHES = ("ring", "ulysses")
 WEIGHTS = ("fsdp", "ring", "ulysses")
+BY_PATCH = ("x", "z", "eps", "pos", "seg", "ask", "level")  # of a batch, to train on or to paint
 
 # (name, parameter's path, axes of its last dimensions); the first that matches claims it, also inside EMA and optimizer
 # state, whose paths end like the parameter's. Dimensions before the last ones (a stack of layers) are whole everywhere.
@@ -187,12 +189,18 @@ def shardings(mesh: Mesh, state):
     return jax.tree_util.tree_map_with_path(of, state)
 
 
+def placed(params):
+    """Weights by module ({"dit": ...}) where the ambient mesh (`jax.set_mesh`) has them; without one, on a device."""
+    mesh = jax.sharding.get_mesh()
+    return jax.tree.map(jnp.asarray, params) if mesh.empty else jax.device_put(params, shardings(mesh, params))
+
+
 def batch_sharding(mesh: Mesh, name: str, shape: Sequence[int]) -> NamedSharding:
-    """How an array of a batch is cut: rows along data and fsdp, patches (x, pos, seg) along ring and ulysses too.
+    """How an array of a batch is cut: rows along data and fsdp, patches (BY_PATCH) along ring and ulysses too.
 
     Text follows its rows: it is short, and every patch of a row may want to read all of it.
     """
-    axes = (ROWS, PATCHES) if name in ("x", "pos", "seg") else (ROWS,)
+    axes = (ROWS, PATCHES) if name in BY_PATCH else (ROWS,)
     axes = (*axes, *[None] * (len(shape) - len(axes)))
     return NamedSharding(mesh, fitting(shape, axes, dict(mesh.shape)))
 
