@@ -177,8 +177,8 @@ def alive(process) -> bool:
     return process.is_alive() if hasattr(process, "is_alive") else process.poll() is None
 
 
-def wait_until(condition, process, seconds: float = 300.0) -> None:
+def wait_until(condition, process, seconds: float = 300.0, pause: float = 0.002) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert alive(process) and time.monotonic() < end, "the run ended, or hung, before what was waited for"
-        time.sleep(0.002)
+        time.sleep(pause)
