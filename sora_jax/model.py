@@ -34,6 +34,7 @@ from sora_jax.pod.mesh import placed
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
 BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
+SAMPLE = {"row", "text_row", "steps", "guidance", "solver", "fps", "frames"}  # what model.json says of painting
 CHUNK = 4  # latent frames decoded (or encoded) at a time, after the first
 
 
@@ -218,6 +219,8 @@ def load(path: str | os.PathLike = "tiny") -> Model:
     try:
         model = Model(config, {})
         shapes = shapes_of(model)
+        if "dit" in shapes and (unsaid := SAMPLE - config["sample"].keys()):
+            raise KeyError(f"sample.{min(unsaid)}")
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
     model.params = placed({name: _read(folder / f"{name}.safetensors", flat(tree)) for name, tree in shapes.items()})

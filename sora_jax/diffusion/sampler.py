@@ -41,7 +41,7 @@ from sora_jax.data.packing import patchify, positions, unpatchify
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
-from sora_jax.models.kernels import QUERY_CHUNK
+from sora_jax.models.kernels import BLOCK
 from sora_jax.pod import mesh as pod
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def half_log_ratio(t1: Array, t0: Array) -> Array:
 def footprint(dit, row: int) -> int:
     """Bytes that a row needs at most inside a guided step: one block's activations and scores (see models.kernels)."""
     d, p = dit.width, int(np.prod(dit.patch)) * dit.channels
-    values = row * (12 * d + 2 * dit.mlp + 3 * p) + 3 * dit.heads * min(row, QUERY_CHUNK) * row
+    values = row * (12 * d + 2 * dit.mlp + 3 * p) + 3 * dit.heads * min(row, max(BLOCK.values())) ** 2
     return 2 * 4 * values
 
 
