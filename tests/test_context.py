@@ -213,6 +213,15 @@ def test_kernels_in_a_ring(kernel, small_tiles):
     equal(across(mesh, *args, attend=attend), with_gradients(kernels.whole, *args), 3e-5)
 
 
+@pytest.mark.parametrize("width", [64, 128, 200, 384, 1024])
+def test_tiles_fill_a_row_and_stay_small(width):
+    for length in (1, 100, 1000, 32_640, 131_072):
+        side = kernels.tile(length, width)
+        whole = -(-length // side) * side
+        assert side % kernels.LANES == 0 and kernels.tile(whole, width) == side
+        assert side * max(width, kernels.LANES) <= kernels.TILE * kernels.LANES
+
+
 def test_too_many_tiles_name_the_ring(monkeypatch):
     if (kernel := kernels.tokamax(True)) is None:
         pytest.skip("tokamax is not installed (the extra `tpu`, Python 3.12)")

@@ -12,7 +12,11 @@ SMALL += ["text.depth=1", "text.width=128", "text.heads=2", "text.vocab=2048"]
 
 
 @pytest.fixture(autouse=True)
-def compiler():
+def compiler(monkeypatch):
+    """libtpu that does not look for a TPU, as `sora-jax plan` has it."""
+    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     pytest.importorskip("libtpu")
 
 
