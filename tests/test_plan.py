@@ -289,7 +289,7 @@ def sized(mesh: dict, **settings):
 def test_what_does_not_divide_is_one_sentence(mesh, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         plan.check(*sized(mesh, **settings), "train")
-    with pytest.raises(InputError, match="a VAE has none"):
+    with pytest.raises(InputError, match="a VAE has no rows"):
         plan.search(configs.read("configs/vae.py:wan"), "v5p:2x2x1", task="vae-decode")
 
 
