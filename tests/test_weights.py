@@ -5,13 +5,16 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
 from sora_jax.errors import InputError
-from sora_jax.weights import convert, files, umt5, wan
+from sora_jax.model import dit_shapes, text_shapes
+from sora_jax.train import configs
+from sora_jax.weights import convert, files, published, umt5, wan
 from sora_jax.weights.names import places
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -188,5 +191,20 @@ def test_a_pickle_of_something_else_gets_one_sentence(tmp_path):
             files.torch(archive(tmp_path / "x.pth", state))
     for content in (b"", b"not a zip", b"\x80\x02}q\x00."):
         (tmp_path / "x.pth").write_bytes(content)
-        with pytest.raises(InputError, match="not a checkpoint that torch.save wrote"):
+        with pytest.raises(InputError, match="not a checkpoint that torch"):
             files.torch(tmp_path / "x.pth")
+
+
+# Published models
+
+
+@pytest.mark.parametrize("name", published.MODELS)
+def test_published_models_have_the_published_number_of_parameters(name):
+    model = published.MODELS[name]
+    assert sum(x.size for x in jax.tree.leaves(dit_shapes(model.dit, published.TEXT["width"]))) == model.parameters
+    config = configs.read(f"configs/dit.py:{name}")
+    assert model.dit.items() <= config.dit.to_dict().items() and config.dit.patch == (1, 2, 2)
+
+
+def test_umt5_xxl_has_the_published_number_of_parameters():
+    assert sum(x.size for x in jax.tree.leaves(text_shapes(published.TEXT))) == 5_680_910_336

@@ -186,14 +186,16 @@ def prepare(model: Model, canvas: Canvas, prompt: str | Sequence[Shot], negative
         frame = np.maximum(latent * model.grid[0] - model.grid[0] + 1, 0)  # the first pixel frame of each patch
         ask = np.searchsorted(np.cumsum([shot.frames for shot in shots])[:-1], frame, side="right").astype(np.int32)
         pos = pos + np.cumsum([CUT * shot.cut for shot in shots])[ask][:, None] * np.array([1, 0, 0])
-    base = model.config["flow"]["shift_base"]
+    settings = model.config["flow"]  # one shift for all clips, or by their tokens
+    base = 0 if "shift" in settings else settings["shift_base"]
+    shift = settings["shift"] if "shift" in settings else float(np.sqrt(len(x) / base)) if base else 1.0
     return {
         "grid": grid,
         "x": x,
         "eps": patchify(eps, patch),
         "start": patchify(start, patch).max(-1),  # a patch has one noise level: its most painted latent's
         "pos": pos,
-        "shift": float(np.sqrt(len(x) / base)) if base else 1.0,
+        "shift": shift,
         "texts": texts,
         "ask": ask,
         "text": words,
