@@ -10,6 +10,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from sora_jax.data.packing import patchify, positions
+from sora_jax.diffusion import solvers
 from sora_jax.model import unflat
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
@@ -123,3 +124,27 @@ def test_text_encoders_are_transformers(folder, kind):
     out = jax.jit(TextEncoder(**fields).apply)({"params": params}, jnp.asarray(rows), jnp.asarray(seg))
     close(out.reshape(6, *states.shape[1:]), states[:6])
     assert not np.asarray(out)[rows == 0].any()
+
+
+SCHEDULES = ["unipc-5-20", "unipc-3-6", "unipc-12-40", "unipc-1-2", "euler-5-20"]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_solvers_are_diffusers_step_for_step(name):
+    """The same network of one line, and the peer's levels."""
+    peer = safetensors.load_file(FIXTURES / "wan_schedulers.safetensors")
+    theirs, sigmas = peer[f"{name}/x"].reshape(-1, 1, 1, 128), jnp.asarray(peer[f"{name}/sigmas"])[:, None, None]
+    solver = name.partition("-")[0]
+
+    def step(carry, at):
+        x, past = carry
+        t = at[1]
+        x0 = x - t * (jnp.sin(2 * x) + x * t - jnp.cos(5 * t))
+        x, past = solvers.advance(solver, x, x0, past, solvers.Levels(*at), lambda table: table[..., None])
+        return (x, past), x
+
+    early = jnp.concatenate([sigmas[:1], sigmas[:1], sigmas])[:, 0]
+    way = (early[3:], early[2:-1], early[1:-2], early[:-3])
+    x = jnp.asarray(theirs[0])
+    _, ours = jax.lax.scan(step, (x, solvers.remembered(solver, x)), way)
+    np.testing.assert_allclose(ours, theirs[1:], atol=1e-5 * float(np.abs(theirs).max()), rtol=0)
