@@ -28,6 +28,7 @@ FAMILIES: dict[str, ModuleType] = {"dit": wan, "text": umt5}  # by what they are
 LOW = ("low_noise_model", "transformer_2")
 FOLDERS = {"dit": "transformer", "dit_low": "transformer_2", "text": "text_encoder", "vae": "vae"}  # diffusers' names
 TOKENIZER = "spiece.model"
+ROW = 4096  # patches by which a row of imported models grows: 81 frames of 480x832 are 7.998 of them
 SHARD = 5 * 10**9  # bytes of a file that export writes, as diffusers does
 LISTED = 20  # names in an error, at most
 
@@ -78,7 +79,7 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
         if tokenizers:
             written.append((out / ".tokenizer.part", out / "tokenizer.model"))
             written[-1][0].write_bytes(tokenizers[0].read_bytes())
-        if "dit" in parts:
+        if "dit" in config:
             config |= painting(config)
         written.append((out / ".model.json.part", out / "model.json"))
         written[-1][0].write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -92,11 +93,12 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
 
 
 def painting(config: Mapping) -> dict:
-    """The groups `flow` and `sample` of a model with this DiT, and with this other one for low noise, if it has one."""
+    """The groups `flow` and `sample` of a model with such a DiT, and with a second one for low noise, if it has one."""
     how = published.like(config["dit"], 1 + ("dit_low" in config))
-    sample = {"row": how.row, "text_row": 4 * published.TEXT["rows"], "steps": how.steps, "guidance": how.guidance[0]}
-    sample |= {"solver": "euler", "fps": how.fps, "frames": how.frames}
-    return {"flow": {"predict": "velocity", "law": "logit_normal", "shift": how.shift, "floor": 1e-3}, "sample": sample}
+    sample = {"row": ROW, "text_row": published.TEXT["rows"], "steps": how.steps}
+    sample |= {"guidance": list(how.guidance) if how.switch else how.guidance[0], "solver": "unipc"}
+    sample |= {"fps": how.fps, "frames": how.frames} | ({"switch": how.switch} if how.switch else {})
+    return {"flow": {"predict": "velocity", "shift": how.shift, "timesteps": 1000}, "sample": sample}
 
 
 def identify(paths: Sequence[Path]) -> Found:

@@ -54,13 +54,15 @@ LAYOUTS = {
     # (out, in) is our (in, out)
     "linear": Layout(lambda x: x.T, lambda x: x.T),
     "conv2d": Layout(lambda x: rearrange(x, "o i h w -> h w i o"), lambda x: rearrange(x, "h w i o -> o i h w")),
-    "conv3d": Layout(lambda x: rearrange(x, "o i d h w -> d h w i o"), lambda x: rearrange(x, "d h w i o -> o i d h w")),
+    "conv3d": Layout(
+        lambda x: rearrange(x, "o i d h w -> d h w i o"), lambda x: rearrange(x, "d h w i o -> o i d h w")
+    ),
     # a convolution as wide as its stride is a product with patches, in which channels are fastest
     "patch": Layout(
         lambda x: rearrange(x, "o c f h w -> (f h w c) o"),
         lambda x: rearrange(x, "(f h w c) o -> o c f h w", **PATCH),
     ),
-}  # fmt: skip
+}
 
 
 class Place(NamedTuple):
