@@ -221,7 +221,7 @@ def load(path: str | os.PathLike = "tiny") -> Model:
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
     model.params = {name: _read(folder / f"{name}.safetensors", flat(tree)) for name, tree in shapes.items()}
     if "text" in shapes:
-        model.tokenizer = Tokenizer(folder / "tokenizer.model")
+        model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)
         if model.tokenizer.vocab > model.text.vocab:
             raise InputError(
                 f"{folder / 'tokenizer.model'} has {model.tokenizer.vocab} pieces, "
@@ -232,16 +232,32 @@ def load(path: str | os.PathLike = "tiny") -> Model:
 
 def shapes_of(model: Model) -> dict[str, dict]:
     """{"vae": tree, ...}: the shapes of all parameters the model's config asks for, without computing anything."""
-    key, ints, shapes = jax.random.key(0), jnp.zeros((1, 1), jnp.int32), {}
-    time, side, _ = model.grid
-    video = jnp.zeros((1, 1 + time, side, side, 3))
-    shapes["vae"] = jax.eval_shape(lambda: model.vae.init(key, video))["params"]
+    shapes = {"vae": vae_shapes(model.config["vae"])}
     if "dit" in model.config:
-        shapes["text"] = jax.eval_shape(lambda: model.text.init(key, ints, ints))["params"]
-        x = jnp.zeros((1, 1, int(np.prod(model.dit.patch)) * model.dit.channels))
-        pos, t, ctx = jnp.zeros((1, 1, 3), jnp.int32), jnp.zeros((1, 1)), jnp.zeros((1, 1, model.text.width))
-        shapes["dit"] = jax.eval_shape(lambda: model.dit.init(key, x, pos, ints, t, ints, ctx, ints))["params"]
+        shapes["text"] = text_shapes(model.config["text"])
+        shapes["dit"] = dit_shapes(model.config["dit"], model.text.width)
     return shapes
+
+
+def vae_shapes(fields: dict) -> dict:
+    """The shapes of a VAE's parameters, as a tree."""
+    vae = VAE(**_hashable(fields))
+    time, side, _ = vae.grid
+    return jax.eval_shape(lambda: vae.init(jax.random.key(0), jnp.zeros((1, 1 + time, side, side, 3))))["params"]
+
+
+def text_shapes(fields: dict) -> dict:
+    """The shapes of a text encoder's parameters, as a tree."""
+    ints = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(lambda: TextEncoder(**_hashable(fields)).init(jax.random.key(0), ints, ints))["params"]
+
+
+def dit_shapes(fields: dict, text: int) -> dict:
+    """The shapes of a DiT's parameters, as a tree, for text states of width `text`."""
+    dit, ints = DiT(**_hashable(fields)), jnp.zeros((1, 1), jnp.int32)
+    x = jnp.zeros((1, 1, int(np.prod(dit.patch)) * (dit.channels + dit.given)))
+    pos, t, ctx = jnp.zeros((1, 1, 3), jnp.int32), jnp.zeros((1, 1)), jnp.zeros((1, 1, text))
+    return jax.eval_shape(lambda: dit.init(jax.random.key(0), x, pos, ints, t, ints, ctx, ints))["params"]
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Array]:
@@ -283,9 +299,8 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     else:
         base = load(config["vae_model"])
         settings = {name: config[name] for name in ("text", "dit", "flow", "sample")}
-        model = Model(
-            {"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]}, Tokenizer(find(config["tokenizer"]))
-        )
+        model = Model({"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]})
+        model.tokenizer = Tokenizer(find(config["tokenizer"]), model.text.rows, model.text.clean)
         trained = {name: tree for name, tree in shapes_of(model).items() if name != "vae"}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trained)

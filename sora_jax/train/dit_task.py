@@ -43,7 +43,7 @@ WORLD_CLIPS = 64
 def make(config) -> Task:
     """The task of `config.dit` and `config.text`, trained together on the latents of `config.data.path`."""
     text, dit = TextEncoder(**config.text), DiT(**config.dit)
-    tokenizer = Tokenizer(find(config.tokenizer))
+    tokenizer = Tokenizer(find(config.tokenizer), text.rows, text.clean)
     if tokenizer.vocab > config.text.vocab:
         raise InputError(f"{config.tokenizer} has {tokenizer.vocab} pieces, config.text.vocab only {config.text.vocab}")
     if dit.width % dit.heads or dit.width // dit.heads % 2:
