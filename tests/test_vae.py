@@ -13,9 +13,8 @@ SHAPES = {
         width=4, multipliers=(1, 2, 2), blocks=1, time=(2, 2), space=(2, 1), patch=4, channels=3, linear_skip=True
     ),
     "wan 2.1": dict(width=4, multipliers=(1, 2, 2), blocks=1, time=(2, 2), space=(2, 2), patch=1, channels=3),
-    "wan 2.2": dict(
-        width=4, decoder_width=6, multipliers=(1, 2, 2), blocks=1, time=(2, 2), space=(2, 1), patch=2, channels=3, shortcuts=True
-    ),
+    "wan 2.2": dict(width=4, decoder_width=6, multipliers=(1, 2, 2), blocks=1, time=(2, 2), space=(2, 1), patch=2)
+    | dict(channels=3, shortcuts=True),
 }
 
 

@@ -5,8 +5,8 @@
 
 Wan 2.1's VAE (arXiv:2503.20314), weight for weight: channel-norm residual blocks, attention within a frame in the
 middle, convolutions that look only into the past. Every layer keeps the few past frames it needs in the collection
-`cache`, so that a clip can be encoded or decoded in pieces (`models.vae_stream`) with memory that does not grow with its
-length, and the pieces equal the full pass.
+`cache`, so that a clip can be encoded or decoded in pieces (`models.vae_stream`) with memory that does not grow with
+its length, and the pieces equal the full pass.
 
 Wan 2.2's is the same with `patch` 2, its own `decoder_width` and `shortcuts`: around each size stands a linear path
 without weights, which averages a block of time x space x space values, channels included, on the way in, and repeats
@@ -27,6 +27,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from sora_jax.models.layers import CausalConv3d, ChannelNorm, attend, conv3d, with_past
+from sora_jax.pod.mesh import shard_frames
 
 
 class ResBlock(nn.Module):
@@ -57,7 +58,7 @@ class FrameAttention(nn.Module):
         frame = jnp.ones(y.shape[:2], jnp.int32)
         y = attend(q, k, v, frame, frame)
         y = nn.Dense(width, dtype=self.dtype, name="out")(y)
-        return x + rearrange(y, "(b f) (h w) 1 c -> b f h w c", b=x.shape[0], h=x.shape[2])
+        return shard_frames(x + rearrange(y, "(b f) (h w) 1 c -> b f h w c", b=x.shape[0], h=x.shape[2]))
 
 
 class Downsample(nn.Module):

@@ -8,8 +8,8 @@ Tiles   the VAE's two parts, one after the other. Its inner part, at the latents
         what they cost is the seen borders, computed more than once, and what is held is a tile's pieces and the inner
         part's output for the whole clip (as many values as the deepest width, per latent): `tile_encode`,
         `tile_decode`.
-Rows    frames are cut among devices; XLA exchanges the one row that a convolution sees of its neighbour, and gathers
-        keys and values of the attention, at the latents' size, alone: a mesh given to `stream_encode`, `stream_decode`.
+Rows    frames are cut among devices; they exchange the one row that a convolution sees of a neighbour, and gather the
+        attention's keys and values, at the latents' size: a mesh given to `stream_encode`, `stream_decode`.
 
 All of it equals the full pass: one program computes every piece.
 """
@@ -30,7 +30,9 @@ from sora_jax.pod import mesh as pod
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6), donate_argnums=2)
-def _piece(vae: VAE, params: dict, cache: dict, xs: tuple, first: bool, method: str, mesh: Mesh | None):
+def piece(vae: VAE, params: dict, cache: dict, xs: tuple, first: bool, method: str, mesh: Mesh | None):
+    """(result, cache) of one piece: a method of the VAE on pieces of its arguments, frames cut over the mesh if any."""
+
     def apply(params, cache, xs):
         variables = {"params": params} if first else {"params": params, "cache": cache}
         y, kept = vae.apply(variables, *xs, first, method=method, mutable=["cache"])
@@ -43,9 +45,16 @@ def _stream(vae: VAE, params: dict, pieces: Iterator[tuple], method: str, mesh: 
     cache: dict = {}
     for i, xs in enumerate(pieces):
         if mesh:
-            xs = tuple(jax.device_put(x, NamedSharding(mesh, cut(mesh, x.shape))) for x in xs)
-        y, cache = _piece(vae, params, cache, xs, i == 0, method, mesh)
+            side = vae.grid[1] if method == "encode" else 1  # of what is cut, in latents
+            xs = tuple(jax.device_put(x, NamedSharding(mesh, cut(mesh, x.shape, side))) for x in xs)
+        y, cache = piece(vae, params, cache, xs, i == 0, method, mesh)
         yield y
+
+
+def cut(mesh: Mesh, shape: tuple[int, ...], side: int) -> PartitionSpec:
+    """How frames [b f h w c] of `side` x `side` pixels a latent are cut over a mesh: see `pod.mesh.frames`."""
+    b, f, h, w, c = shape
+    return pod.frames((b, f, h // side, w // side, c), dict(mesh.shape))
 
 
 def spans(frames: int, chunk: int) -> list[slice]:
@@ -59,7 +68,7 @@ def stream_decode(
 ) -> Iterator[Float[Array, "b f2 h2 w2 3"]]:
     """Decodes the first latent frame, then `chunk` at a time; the pieces joined equal `decode` of the whole.
 
-    mesh: frames lie in rows among all its devices (`cut`), as do the pixels that come back.
+    mesh: clips, and rows of their frames, are cut over it (`pod.mesh.frames`), as are the pixels that come back.
     """
     return _stream(vae, params, ((z[:, span],) for span in spans(z.shape[1], chunk)), "decode", mesh)
 
@@ -69,18 +78,6 @@ def stream_encode(
 ) -> Iterator[Float[Array, "b f2 h2 w2 c"]]:
     """Encodes chunks of pixels: the first of 1 + 4j frames, the rest of 4j (for a time factor of 4)."""
     return _stream(vae, params, ((video,) for video in chunks), "encode", mesh)
-
-
-# ------------------------------------------------------------------------------------------------ rows on devices
-
-
-def cut(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """Frames [b f h w c] in rows among all devices; in columns where more devices divide those."""
-    rows, columns = (
-        pod.fitting(shape, axes, dict(mesh.shape))
-        for axes in ((None, None, pod.AXES, None, None), (None, None, None, pod.AXES, None))
-    )
-    return columns if len(columns[3] or ()) > len(rows[2] or ()) else rows
 
 
 # ------------------------------------------------------------------------------------------------ tiles
@@ -132,7 +129,12 @@ def tile_decode(
             parts = ((x[:, :, tall, wide], z[:, span, tall, wide]) for x, span in zip(inner, pieces))
             for span, y in zip(pieces, _stream(vae, params, parts, "decode_outer")):
                 frames = slice(max(0, 1 + (span.start - 1) * time), 1 + (span.stop - 1) * time)
-                yield frames, _pixels(rows, side), _pixels(columns, side), y[:, :, _pixels(top, side), _pixels(left, side)]
+                yield (
+                    frames,
+                    _pixels(rows, side),
+                    _pixels(columns, side),
+                    y[:, :, _pixels(top, side), _pixels(left, side)],
+                )
 
 
 def tile_encode(
@@ -142,7 +144,7 @@ def tile_encode(
     time, side, _ = vae.grid
     latents = 1 + (video.shape[1] - 1) // time
     pieces = spans(latents, chunk)
-    frames = [slice(max(0, 1 + (span.start - 1) * time), 1 + (span.stop - 1) * time) for span in pieces]
+    frames = [_frames(span, time) for span in pieces]
     around, _ = reach(vae)
     inner: list = [None] * len(pieces)
     for rows, tall, top in windows(video.shape[2] // side, tile, around):
@@ -155,6 +157,10 @@ def tile_encode(
                 inner[i][:, :, rows, columns] = x[:, :, top, left]
     parts = ((x, video[:, f]) for x, f in zip(inner, frames))
     return np.concatenate([np.asarray(z) for z in _stream(vae, params, parts, "encode_inner")], 1)
+
+
+def _frames(latents: slice, time: int) -> slice:
+    return slice(max(0, 1 + (latents.start - 1) * time), 1 + (latents.stop - 1) * time)
 
 
 def _pixels(latents: slice, side: int) -> slice:
