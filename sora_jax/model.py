@@ -29,7 +29,8 @@ from sora_jax.errors import InputError
 from sora_jax.media import Video
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
-from sora_jax.models.vae import VAE, stream_decode, stream_encode
+from sora_jax.models.vae import VAE
+from sora_jax.models.vae_stream import stream_decode, stream_encode
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
 BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}

@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from sora_jax.errors import InputError
-from sora_jax.pod.mesh import PATCHES, ROWS, fitting
+from sora_jax.pod.mesh import PATCHES, ROWS, fitting, others
 
 # What a rematerialised layer may keep (`jax.checkpoint_policies.save_only_these_names`): with IN and OUT the backward
 # pass repeats neither the attention nor its first all-to-all, with OUT alone it repeats the latter.
@@ -46,9 +46,10 @@ def spread(
     """`local(q, k, v, q_seg, kv_seg, ring)` on every device's part; ring names the axis that keys travel, or is None.
 
     The mesh is the ambient one (`pod.mesh.on`); without one, or where every axis is manual already, all is local. As
-    many keys as queries are taken for a row's own patches and cut like them; other keys lie whole on every device, as
-    does everything of a single head (a VAE's frame). Both ways give the same numbers. Rows or patches that do not
-    divide over their axes are copied along them, as in `pod.mesh.fitting`.
+    many keys as queries are taken for a row's own patches and cut like them; other keys lie whole on every device. So
+    do those of a single head (a VAE's frame), whose queries are cut along every axis that rows leave. Both ways give
+    the same numbers. Rows or patches that do not divide over their axes are copied along them, as in
+    `pod.mesh.fitting`.
     Raises InputError when the heads do not divide over tensor x ulysses.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -57,6 +58,8 @@ def spread(
     sizes, heads = dict(mesh.shape), q.shape[2]
     own = k.shape[1] == q.shape[1] and heads > 1
     rows, patches = fitting(q.shape[:2], (ROWS, PATCHES), sizes)
+    if heads == 1:
+        (patches,) = fitting(q.shape[1:2], (others(rows),), sizes)
     ring = "ring" if own and sizes["ring"] > 1 and "ring" in (patches or ()) else None
     ulysses = own and sizes["ulysses"] > 1 and "ulysses" in (patches or ())
     check_heads(heads, sizes["tensor"], sizes["ulysses"] if ulysses else 1)

@@ -19,11 +19,11 @@ import numpy as np
 
 from sora_jax.errors import InputError
 from sora_jax.model import FORMAT, flat
-from sora_jax.weights import files, published, umt5, wan
+from sora_jax.weights import files, published, umt5, wan, wan_vae
 from sora_jax.weights.files import Tensor, Writer
 from sora_jax.weights.names import Place, places
 
-FAMILIES: dict[str, ModuleType] = {"dit": wan, "text": umt5}  # by what they are in a model folder
+FAMILIES: dict[str, ModuleType] = {"dit": wan, "text": umt5, "vae": wan_vae}  # by what they are in a model folder
 # a second transformer, for low noise, by the name of its folder
 LOW = ("low_noise_model", "transformer_2")
 FOLDERS = {"dit": "transformer", "dit_low": "transformer_2", "text": "text_encoder", "vae": "vae"}  # diffusers' names
@@ -41,6 +41,7 @@ class Found(NamedTuple):
     tensors: dict[str, Tensor]
     places: dict[str, Place]
     ours: dict[str, tuple[int, ...]]  # shapes of our parameters
+    constants: dict[str, np.ndarray]  # those of them that no tensor holds
 
 
 def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict:
@@ -130,6 +131,7 @@ def matched(part: str, family: ModuleType, dialect: str, tensors: dict[str, Tens
         beside = {}
     try:
         fields = family.fields({name: tensor.shape for name, tensor in tensors.items()}, beside)
+        constants = family.constants(fields, beside) if family.CONSTANTS else {}
     except (KeyError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
@@ -141,7 +143,7 @@ def matched(part: str, family: ModuleType, dialect: str, tensors: dict[str, Tens
         raise InputError(
             f"{paths[0]} is not wholly a {part} of {family.__name__.rpartition('.')[2]}: {'; '.join(sides)}"
         )
-    ours: dict[str, tuple[int, ...]] = {}
+    ours: dict[str, tuple[int, ...]] = {path: value.shape for path, value in constants.items()}
     for name, place in where.items():
         try:
             # a view of one value: a shape without a tensor
@@ -156,7 +158,7 @@ def matched(part: str, family: ModuleType, dialect: str, tensors: dict[str, Tens
             name = next(name for name, place in where.items() if place.ours == path)
             raise InputError(f"{paths[0]}: {name} is {list(tensors[name].shape)}; ours needs {list(leaf.shape)} in all")
         ours[path] = tuple(leaf.shape)
-    return Found(part, fields, tensors, where, ours)
+    return Found(part, fields, tensors, where, ours, constants)
 
 
 def fill(found: Found, path: Path) -> None:
@@ -169,7 +171,10 @@ def fill(found: Found, path: Path) -> None:
         types[place.ours] = np.promote_types(
             found.tensors[name].dtype, types.get(place.ours, found.tensors[name].dtype)
         )
+    types |= {ours: value.dtype for ours, value in found.constants.items()}
     with Writer(path, {ours: (types[ours], shape) for ours, shape in found.ours.items()}) as writer:
+        for ours, value in found.constants.items():
+            writer.write(ours, value)
         for name, tensor in sorted(found.tensors.items(), key=lambda item: (item[1].path, item[1].offset)):
             place = found.places[name]
             writer.write(place.ours, place.layout.ours(files.read(tensor)), place.index)
@@ -202,6 +207,7 @@ def export(model: str | os.PathLike, out: str | os.PathLike, dialect: str = "dif
         if family is None:
             continue
         ours = files.safetensors(folder / f"{part}.safetensors")
+        constants = {path: files.read(ours.pop(path)) for path in family.CONSTANTS if path in ours}
         where = places(family.names(fields), dialect, fields.get("depth", 0))
         stray = sorted(ours.keys() ^ {place.ours for place in where.values()})
         if stray:
@@ -209,7 +215,7 @@ def export(model: str | os.PathLike, out: str | os.PathLike, dialect: str = "dif
         home = out / FOLDERS[part]
         home.mkdir(parents=True)
         found = {name: tensor.shape for name, tensor in ours.items()}
-        (home / "config.json").write_text(json.dumps(family.published(fields, found), indent=2) + "\n")
+        (home / "config.json").write_text(json.dumps(family.published(fields, found, **constants), indent=2) + "\n")
         stem = "model" if part == "text" else "diffusion_pytorch_model"
         written[part] = [str(path) for path in write_shards(home, stem, ours, where)]
     return {"path": str(out), "files": written}

@@ -16,6 +16,8 @@ A family is a module with
     names(fields)      -> list[Name]: the table
     shapes(fields, found)     -> the tree of our parameters' shapes, computing nothing
     published(fields, found)  -> the config.json that diffusers or transformers reads
+    CONSTANTS          our parameters that no tensor of theirs holds, but their config may; where there are some,
+    constants(fields, config) -> {ours: array}, and `published` takes them too, by their names
 
 where `found` are the shapes of our parameters as the files have them, for what the fields do not say.
 """
@@ -55,8 +57,13 @@ LAYOUTS = {
     "linear": Layout(lambda x: x.T, lambda x: x.T),
     "conv2d": Layout(lambda x: rearrange(x, "o i h w -> h w i o"), lambda x: rearrange(x, "h w i o -> o i h w")),
     "conv3d": Layout(
-        lambda x: rearrange(x, "o i d h w -> d h w i o"), lambda x: rearrange(x, "d h w i o -> o i d h w")
+        lambda x: rearrange(x, "o i f h w -> f h w i o"), lambda x: rearrange(x, "f h w i o -> o i f h w")
     ),
+    # of frames: a convolution in space alone, a product with each pixel's channels, a norm's gains
+    "frame": Layout(lambda x: rearrange(x, "o i h w -> 1 h w i o"), lambda x: rearrange(x, "1 h w i o -> o i h w")),
+    "pixel": Layout(lambda x: rearrange(x, "o i 1 1 -> i o"), lambda x: rearrange(x, "i o -> o i 1 1")),
+    "gain2d": Layout(lambda x: rearrange(x, "c 1 1 -> c"), lambda x: rearrange(x, "c -> c 1 1")),
+    "gain3d": Layout(lambda x: rearrange(x, "c 1 1 1 -> c"), lambda x: rearrange(x, "c -> c 1 1 1")),
     # a convolution as wide as its stride is a product with patches, in which channels are fastest
     "patch": Layout(
         lambda x: rearrange(x, "o c f h w -> (f h w c) o"),

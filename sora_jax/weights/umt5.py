@@ -11,6 +11,7 @@ from sora_jax.weights.names import Name, blocks
 
 MARKS = {"original": "token_embedding.weight", "diffusers": "encoder.final_layer_norm.weight"}
 ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}  # the same table twice, or under the other name
+CONSTANTS = ()
 
 _BLOCK, _ATTENTION = "encoder.block.{i}.layer", "encoder.block.{i}.layer.0.SelfAttention"
 BIAS = f"{_ATTENTION}.relative_attention_bias.weight"

@@ -13,6 +13,7 @@ from sora_jax.weights.names import Name, blocks
 
 MARKS = {"original": "time_projection.1.weight", "diffusers": "condition_embedder.time_proj.weight"}
 ALIASES: dict[str, str] = {}
+CONSTANTS = ()
 HEAD_WIDTH = 128  # of every published size
 
 
