@@ -15,7 +15,7 @@ from sora_jax.diffusion import canvas, sampler, solvers
 from sora_jax.model import load, unflat
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
-from sora_jax.weights import convert, umt5
+from sora_jax.weights import convert, files, umt5
 from sora_jax.weights.names import places
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -177,3 +177,12 @@ def test_the_whole_pipeline_is_diffusers(folder, tmp_path, name):
     close(z, peer[f"{name}/latents"].transpose(1, 2, 3, 0))
     error = model.decode(z).frames.astype(int) - peer[f"{name}/frames"].astype(int)
     assert np.abs(error).max() <= 2
+
+
+def test_what_torch_saves_is_read_without_it():
+    theirs = safetensors.load_file(FIXTURES / "wan_files.safetensors")
+    ours = files.tensors([FIXTURES / "wan_files.pth"])
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype
+        np.testing.assert_array_equal(files.read(tensor), theirs[name])

@@ -99,7 +99,7 @@ def paint(
     if not np.isfinite(scales).all():
         raise InputError(f"guidance is {guidance}; give finite numbers")
     predict, turn = model.config["flow"]["predict"], turning(model, us)
-    whole = model.config["flow"]["timesteps"] if "timesteps" in model.config["flow"] else 0
+    whole = {"timesteps": 0, **model.config["flow"]}["timesteps"]
     if turn < steps and len(scales) == 2:
         scales = np.where(np.arange(steps) < turn, *scales)
     else:

@@ -12,7 +12,13 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 HOME, PROMPT, ROWS, STEPS = FIXTURES / "wan", "a small blue star falls &amp; bounces", 32, 6
 
 
-def painted(second: bool, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def noise() -> torch.Tensor:
+    """What our sampler draws for seed 7's first canvas."""
+    drawn = np.random.Generator(np.random.Philox([7, 0])).standard_normal((2, 4, 6, 16), np.float32)
+    return torch.from_numpy(drawn).permute(3, 0, 1, 2)[None]
+
+
+def pipeline(second: bool) -> WanPipeline:
     transformer = WanTransformer3DModel.from_pretrained(HOME / "transformer")
     other = None
     if second:
@@ -20,7 +26,7 @@ def painted(second: bool, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter *= 0.8
-    pipeline = WanPipeline(
+    return WanPipeline(
         tokenizer=AutoTokenizer.from_pretrained(HOME / "tokenizer"),
         text_encoder=UMT5EncoderModel.from_pretrained(HOME / "text_encoder"),
         vae=AutoencoderKLWan.from_pretrained(HOME / "vae"),
@@ -31,20 +37,20 @@ def painted(second: bool, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         transformer_2=other,
         boundary_ratio=0.8 if second else None,
     )
+
+
+def painted(pipeline: WanPipeline, second: bool) -> tuple[torch.Tensor, torch.Tensor]:
     pipeline.set_progress_bar_config(disable=True)
     how = dict(prompt=PROMPT, negative_prompt="", height=32, width=48, num_frames=5, num_inference_steps=STEPS)
     how |= dict(guidance_scale=4.0, max_sequence_length=ROWS) | (dict(guidance_scale_2=2.0) if second else {})
-    latents = pipeline(latents=noise.clone(), output_type="latent", **how).frames
-    frames = pipeline(latents=noise.clone(), output_type="np", **how).frames
+    latents = pipeline(latents=noise(), output_type="latent", **how).frames
+    frames = pipeline(latents=noise(), output_type="np", **how).frames
     return latents[0], torch.from_numpy((frames[0] * 255).round().astype(np.uint8))
 
 
 if __name__ == "__main__":
     seeded()
-    # the noise that our sampler draws for seed 7's first canvas
-    noise = np.random.Generator(np.random.Philox([7, 0])).standard_normal((2, 4, 6, 16), np.float32)
-    noise = torch.from_numpy(noise).permute(3, 0, 1, 2)[None]
-    tensors = {"noise": noise[0]}
+    tensors = {}
     for name in ("one", "two"):
-        tensors[f"{name}/latents"], tensors[f"{name}/frames"] = painted(name == "two", noise)
+        tensors[f"{name}/latents"], tensors[f"{name}/frames"] = painted(pipeline(name == "two"), name == "two")
     write("wan_painting", tensors)
