@@ -15,7 +15,7 @@ from sora_jax.diffusion import canvas, sampler, solvers
 from sora_jax.model import load, unflat
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
-from sora_jax.weights import convert, files, umt5
+from sora_jax.weights import convert, files, umt5, wan, wan_vae
 from sora_jax.weights.names import places
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -71,7 +71,7 @@ def test_the_dit_and_its_gradients_are_diffusers(folder, form):
     if form == "i2v":
         fields["given"] = 20
         params["patch_in"]["bias"] = peer["i2v/patch_embedding.bias"]
-        where = places(convert.wan.names(fields), "diffusers", 2)
+        where = places(wan.names(fields), "diffusers", 2)
         params["patch_in"]["kernel"] = where["patch_embedding.weight"].layout.ours(peer["i2v/patch_embedding.weight"])
     inputs, spans = row(peer, form)
     dit = DiT(**{**fields, "patch": PATCH})
@@ -87,7 +87,7 @@ def test_the_dit_and_its_gradients_are_diffusers(folder, form):
     for clip, span in spans.items():
         close(out[0, span], patchify(peer[f"{form}/{clip}/out"].transpose(1, 2, 3, 0), PATCH))
     gradient = convert.flat(gradient)
-    for name, place in places(convert.wan.names(fields), "diffusers", 2).items():
+    for name, place in places(wan.names(fields), "diffusers", 2).items():
         if form == "i2v" and not name.startswith("patch_embedding"):
             continue
         ours = np.asarray(gradient[place.ours] if place.index is None else gradient[place.ours][place.index])
@@ -186,3 +186,11 @@ def test_what_torch_saves_is_read_without_it():
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype
         np.testing.assert_array_equal(files.read(tensor), theirs[name])
+
+
+def test_original_names_are_diffusers_as_diffusers_converts_them():
+    peer = json.loads((FIXTURES / "wan_names.json").read_text())
+    vae = dict(multipliers=[1, 2, 4, 4], blocks=2, time=[1, 2, 2], shortcuts=False)
+    for part, rows in (("dit", wan.names({})), ("vae", wan_vae.names(vae))):
+        ours = {row.original.format(i=i): row.diffusers.format(i=i) for row in rows for i in (0, 1)}
+        assert ours == peer[part]
