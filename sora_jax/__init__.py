@@ -34,7 +34,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       plan.py         a step compiled for TPUs that are not here    (steps.py, count.py, hlo.py, roofline.py, table.py)
       chips.py        the TPUs there are
     weights/        other people's checkpoints, by one table of names a family
-      names.py        what a table is                    (wan.py, wan_vae.py, umt5.py: the tables; published.py: the sizes)
+      names.py        what a table is         (wan.py, wan_vae.py, umt5.py: the tables; published.py: the sizes)
       files.py        safetensors and torch.save's files, tensor by tensor, read as data
       convert.py      into a model folder, and back
     evaluate/       metrics, and what the world's oracle sees

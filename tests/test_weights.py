@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from sora_jax import cli
 from sora_jax.errors import InputError
-from sora_jax.model import dit_shapes, text_shapes
+from sora_jax.model import dit_shapes, load, text_shapes
 from sora_jax.train import configs
 from sora_jax.weights import convert, files, published, umt5, wan, wan_vae
 from sora_jax.weights.names import places
@@ -272,3 +273,16 @@ def test_the_config_beside_a_vae_tells_its_latents(tmp_path):
         np.testing.assert_array_equal(ours["latent_std"], np.float32(std))
     vae(tmp_path / "other", "2.1", "diffusers", latents_mean=mean[1:])
     refused("mean and std of this VAE's latents of 16 channels", tmp_path / "other")
+
+
+def test_the_command_says_what_it_made(tmp_path, capsys):
+    dit(tmp_path / "theirs", "original")
+    assert cli.main(["import", "wan", str(tmp_path / "theirs"), "--out", str(tmp_path / "ours")]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["dit"] > 10_000
+    line = ["export", str(tmp_path / "ours"), "--format", "diffusers", "--out", str(tmp_path / "back")]
+    assert cli.main(line) == 0 and json.loads(capsys.readouterr().out)["files"].keys() == {"dit"}
+    assert cli.main(line) == 2 and "is not empty" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"has no vae.safetensors yet"):
+        load(tmp_path / "ours")
+    with pytest.raises(InputError, match="depends on the clip's size"):
+        convert.export("sora_jax/assets/tiny", tmp_path / "tiny")

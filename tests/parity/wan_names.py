@@ -1,4 +1,4 @@
-"""Every name of the original layout with diffusers' name for it, as diffusers' own loader of original files converts it.
+"""Every name of the original layout with diffusers' name for it, as diffusers' loader of original files converts it.
 
 The original names are those already in tests/fixtures/wan_names.json, of a transformer of two blocks and a VAE of 2.1;
 of the VAE of 2.2 that loader knows nothing.
