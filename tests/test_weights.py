@@ -13,7 +13,7 @@ from safetensors import numpy as safetensors
 
 from sora_jax import cli
 from sora_jax.errors import InputError
-from sora_jax.model import dit_shapes, load, text_shapes
+from sora_jax.model import BUNDLED, dit_shapes, load, text_shapes
 from sora_jax.train import configs
 from sora_jax.weights import convert, files, published, umt5, wan, wan_vae
 from sora_jax.weights.names import places
@@ -285,4 +285,4 @@ def test_the_command_says_what_it_made(tmp_path, capsys):
     with pytest.raises(InputError, match=r"has no vae.safetensors yet"):
         load(tmp_path / "ours")
     with pytest.raises(InputError, match="depends on the clip's size"):
-        convert.export("sora_jax/assets/tiny", tmp_path / "tiny")
+        convert.export(BUNDLED["tiny"], tmp_path / "tiny")
