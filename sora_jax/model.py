@@ -199,7 +199,8 @@ def find(name: str | os.PathLike) -> Path:
 
 
 def load(path: str | os.PathLike = "tiny") -> Model:
-    """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in.
+    """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, but
+    those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same.
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -209,7 +210,11 @@ def load(path: str | os.PathLike = "tiny") -> Model:
     try:
         config = json.loads((folder / "model.json").read_text())
         version = config.pop("format")
+        if "vae" not in config and "dit" in config:
+            raise InputError(f"{folder} has no VAE yet: add one by `sora-jax import` of its file")
         config["vae"]  # every model has one
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / 'model.json'} is not a model's config") from None
     if version != FORMAT:
@@ -219,7 +224,10 @@ def load(path: str | os.PathLike = "tiny") -> Model:
         shapes = shapes_of(model)
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
-    model.params = {name: _read(folder / f"{name}.safetensors", flat(tree)) for name, tree in shapes.items()}
+    model.params = {
+        name: _read(folder / f"{name}.safetensors", flat(tree), getattr(model, name).dtype)
+        for name, tree in shapes.items()
+    }
     if "text" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)
         if model.tokenizer.vocab > model.text.vocab:
@@ -339,7 +347,7 @@ def latent_statistics(model: Model, config: dict, batches: int = 24) -> dict[str
     return {"latent_mean": jnp.asarray(center, jnp.float32), "latent_std": jnp.asarray(spread, jnp.float32)}
 
 
-def _read(path: Path, shapes: dict) -> dict:
+def _read(path: Path, shapes: dict, dtype: str) -> dict:
     """The tree of parameters in a safetensors file, which must hold exactly the tensors of `shapes`."""
     try:
         tensors = safetensors.load_file(path)
@@ -353,7 +361,8 @@ def _read(path: Path, shapes: dict) -> dict:
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name].shape:
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, the model needs {list(shapes[name].shape)}")
-    return unflat({name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()})
+    kept = None if dtype == "bfloat16" else jnp.float32
+    return unflat({name: jnp.asarray(tensor, kept) for name, tensor in tensors.items()})
 
 
 def _hashable(fields: dict) -> dict:

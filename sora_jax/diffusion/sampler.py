@@ -4,19 +4,15 @@ At global noise level u, which falls from 1 to 0, a patch is at
 
     t(u) = min(shift(u), start)                                        (flow.py eq. 7, canvas.py)       (1)
 
-so that a patch with start = 0 never moves, and requests of any size share a row. Each step goes from t0 = t(u_i) to t1:
+so that a patch with start = 0 never moves, and requests of any size share a row. Each step goes from t0 = t(u_i) to
+t1, as its solver has it (solvers.py), by what the network sees of x0,
 
-    velocity = uncond + guidance (cond - uncond)                        (arXiv:2207.12598)              (2)
-    euler    x <- x + (t1 - t0) velocity                                                                (3)
-    dpm2m    x <- t1/t0 x + ((1 - t1) - (1 - t0) t1/t0) D,  D = x0 + h/(2 h') (x0 - x0')                (4)
-
-with x0 = x - t0 velocity, lambda = log((1-t)/t), h = lambda(t1) - lambda(t0), and x0', h' those of the step before
-(DPM-Solver++(2M), arXiv:2211.01095, with alpha = 1 - t and sigma = t; first order where lambda is infinite).
+    x0 = x - t0 velocity,    velocity = uncond + guidance (cond - uncond)                (arXiv:2207.12598)     (2)
 
 The step cache: what the network sees moves on smoothly, so a step may leave it out and go on along the line through
 its last two looks, k steps after the last,
 
-    x0 = x0' + k (x0' - x0'') / n    while    k |x0' - x0''|_1 / n < cache |x0'|_1                        (5)
+    x0 = x0' + k (x0' - x0'') / n    while    k |x0' - x0''|_1 / n < cache |x0'|_1                        (3)
 
 with n steps between the two looks (skipping by expected change: arXiv:2411.19108; here measured on x0 itself).
 
@@ -37,7 +33,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sora_jax.data.packing import patchify, positions, unpatchify
-from sora_jax.diffusion import flow
+from sora_jax.diffusion import flow, solvers
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
 from sora_jax.models.kernels import QUERY_CHUNK
@@ -45,7 +41,6 @@ from sora_jax.models.kernels import QUERY_CHUNK
 if TYPE_CHECKING:
     from sora_jax.model import Model
 
-SOLVERS = ("euler", "dpm2m")
 LEVELS = 64  # least length of a row's table of noise levels; longer tables come in powers of two
 CUT = 8  # latent frames that pass between two shots with a cut between them, as far as positions tell
 
@@ -93,8 +88,8 @@ def paint(
     steps = config["steps"] if steps is None else steps
     guidance = config["guidance"] if guidance is None else guidance
     solver = config["solver"] if solver is None else solver
-    if solver not in SOLVERS:
-        raise InputError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
+    if solver not in solvers.SOLVERS:
+        raise InputError(f"solver is {solver!r}; choose one of {', '.join(solvers.SOLVERS)}")
     if not 0 <= cache < float("inf"):
         raise InputError(f"cache is {cache}; give a share of 0 (no cache) or more")
     us = schedule(steps)
@@ -186,14 +181,16 @@ def prepare(model: Model, canvas: Canvas, prompt: str | Sequence[Shot], negative
         frame = np.maximum(latent * model.grid[0] - model.grid[0] + 1, 0)  # the first pixel frame of each patch
         ask = np.searchsorted(np.cumsum([shot.frames for shot in shots])[:-1], frame, side="right").astype(np.int32)
         pos = pos + np.cumsum([CUT * shot.cut for shot in shots])[ask][:, None] * np.array([1, 0, 0])
-    base = model.config["flow"]["shift_base"]
+    settings = model.config["flow"]  # one shift for all clips, or by their tokens
+    base = 0 if "shift" in settings else settings["shift_base"]
+    shift = settings["shift"] if "shift" in settings else float(np.sqrt(len(x) / base)) if base else 1.0
     return {
         "grid": grid,
         "x": x,
         "eps": patchify(eps, patch),
         "start": patchify(start, patch).max(-1),  # a patch has one noise level: its most painted latent's
         "pos": pos,
-        "shift": float(np.sqrt(len(x) / base)) if base else 1.0,
+        "shift": shift,
         "texts": texts,
         "ask": ask,
         "text": words,
@@ -279,10 +276,9 @@ def denoise(
         return flow.clean(v, x, t0)
 
     def step(carry, now):
-        x, before, seen = carry
-        i, u, u1, u_before, scale = now
+        x, past, seen = carry
+        i, (u1, u, u_before, u_earlier), scale = now
         table = levels(u)
-        t0, t1 = of(table), of(levels(u1))
 
         def look_again() -> Seen:
             x0 = look(x, table, scale)
@@ -290,35 +286,23 @@ def denoise(
             rate = jnp.abs(slope * real).sum() / jnp.abs(x0 * real).sum()
             return Seen(x0, slope, jnp.where(i > 0, rate, jnp.inf), jnp.float32(0))
 
-        smooth = (seen.ago + 1) * seen.rate < cache  # equation (5)
+        smooth = (seen.ago + 1) * seen.rate < cache  # equation (3)
         seen = jax.lax.cond(smooth, lambda: seen._replace(ago=seen.ago + 1), look_again)
         x0 = seen.x0 + seen.ago * seen.slope
-        if solver == "euler":
-            x = x + (t1 - t0) * (x - x0) / jnp.maximum(t0, 1e-6)
-        else:
-            h, h_before = half_log_ratio(levels(u1), table), half_log_ratio(table, levels(u_before))
-            second = jnp.isfinite(h) & jnp.isfinite(h_before) & (h_before > 0) & (i > 0)
-            weight = of(jnp.where(second, h / jnp.where(second, h_before, 1.0) / 2, 0.0))
-            d = x0 + weight * (x0 - before)
-            ratio = t1 / jnp.maximum(t0, 1e-6)
-            x = jnp.where(t0 > t1, ratio * x + ((1 - t1) - (1 - t0) * ratio) * d, x)
+        way = solvers.Levels(levels(u1), table, levels(u_before), levels(u_earlier))
+        x, past = solvers.advance(solver, x, x0, past, way, of)
         if ticking:
             jax.debug.callback(lambda i: _Tick.current(i), i)
-        return (x, x0, seen), None
+        return (x, past, seen), None
 
     start, real = of(batch["start"]), (batch["seg"] > 0)[..., None]
     x = (1 - start) * batch["z"] + start * batch["eps"]
-    count = jnp.arange(len(us) - 1)
-    before = jnp.concatenate([us[:1], us[:-2]])
     nothing = jnp.zeros_like(x)
     seen = Seen(nothing, nothing, jnp.float32(jnp.inf), jnp.float32(0))
-    (x, *_), _ = jax.lax.scan(step, (x, nothing, seen), (count, us[:-1], us[1:], before, guidance))
+    early = jnp.concatenate([us[:1], us[:1], us])  # before the first step nothing moves
+    way = (early[3:], early[2:-1], early[1:-2], early[:-3])
+    (x, *_), _ = jax.lax.scan(step, (x, solvers.remembered(solver, x), seen), (jnp.arange(len(us) - 1), way, guidance))
     return jnp.where(start == 0, batch["z"], x)
-
-
-def half_log_ratio(t1: Array, t0: Array) -> Array:
-    """lambda(t1) - lambda(t0) of equation (4); infinite where t0 = 1 or t1 = 0."""
-    return jnp.log((1 - t1) / t1) - jnp.log((1 - t0) / t0)
 
 
 # ------------------------------------------------------------------------------------------------ memory

@@ -50,6 +50,10 @@ def make(config) -> Task:
         raise InputError(
             f"config.dit.heads is {dit.heads}: {dit.width} channels must divide into heads of an even width"
         )
+    if dit.given:
+        raise InputError(
+            f"config.dit.given is {dit.given}: a DiT that is given more than noise can paint, not be trained"
+        )
     shares = tuple(config.masks[name] for name in canvas.MASKS)
 
     def init(key) -> dict:

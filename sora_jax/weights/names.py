@@ -55,8 +55,9 @@ LAYOUTS = {
     "first": Layout(lambda x: x[0], lambda x: x[None]),
     # (out, in) is our (in, out)
     "linear": Layout(lambda x: x.T, lambda x: x.T),
-    "conv2d": Layout(lambda x: rearrange(x, "o i h w -> h w i o"), lambda x: rearrange(x, "h w i o -> o i h w")),
-    "conv3d": Layout(lambda x: rearrange(x, "o i f h w -> f h w i o"), lambda x: rearrange(x, "f h w i o -> o i f h w")),
+    "conv3d": Layout(
+        lambda x: rearrange(x, "o i f h w -> f h w i o"), lambda x: rearrange(x, "f h w i o -> o i f h w")
+    ),
     # of frames: a convolution in space alone, a product with each pixel's channels, a norm's gains
     "frame": Layout(lambda x: rearrange(x, "o i h w -> 1 h w i o"), lambda x: rearrange(x, "1 h w i o -> o i h w")),
     "pixel": Layout(lambda x: rearrange(x, "o i 1 1 -> i o"), lambda x: rearrange(x, "i o -> o i 1 1")),
