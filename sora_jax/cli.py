@@ -95,7 +95,8 @@ def plan(args) -> None:
 
 
 def export(args) -> None:
-    """Write the averaged weights of a training's last checkpoint as a model folder; or a model folder's for diffusers."""
+    """Write a training's averaged weights, of its last checkpoint, as a model folder, or a model folder's parts for
+    diffusers."""
     if args.format == "diffusers":
         from sora_jax.weights import convert
 

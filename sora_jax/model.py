@@ -3,7 +3,7 @@
 model.json            the config: the fields of every module, and how to sample from it
 vae.safetensors       parameters; a tensor's name is its path in the tree, joined by "/"
 text.safetensors      (these two and the tokenizer are absent from a folder that holds a VAE alone)
-dit.safetensors
+dit.safetensors       (dit_low.safetensors beside it where a second transformer paints at low noise)
 tokenizer.model
 """
 
@@ -34,6 +34,7 @@ from sora_jax.models.vae_stream import stream_decode, stream_encode
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
 BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
+DITS = ("dit", "dit_low")  # the transformer, and where there are two the one for low noise
 CHUNK = 4  # latent frames decoded (or encoded) at a time, after the first
 
 
@@ -62,9 +63,11 @@ class Model:
 
     @property
     def sample(self) -> dict:
-        """How it paints unless told otherwise. Raises InputError when the model holds a VAE alone."""
+        """How it paints unless told otherwise. Raises InputError when the model holds a VAE alone, or cannot paint."""
         if self.tokenizer is None or "dit" not in self.params:
             raise InputError("this model holds only a VAE, which cannot paint a prompt: export a DiT's workdir")
+        if self.dit.given:
+            raise InputError("this model paints from a picture's latents beside the noise, which is not written yet")
         return self.config["sample"]
 
     @property
@@ -198,9 +201,10 @@ def find(name: str | os.PathLike) -> Path:
     return BUNDLED.get(os.fspath(name), Path(name))
 
 
-def load(path: str | os.PathLike = "tiny") -> Model:
+def load(path: str | os.PathLike = "tiny", host: bool = False) -> Model:
     """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, but
-    those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same.
+    those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same. With `host`
+    they stay in the machine's memory, and each is on the device only while something computes with it.
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -224,10 +228,11 @@ def load(path: str | os.PathLike = "tiny") -> Model:
         shapes = shapes_of(model)
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
-    model.params = {
-        name: _read(folder / f"{name}.safetensors", flat(tree), getattr(model, name).dtype)
-        for name, tree in shapes.items()
-    }
+    put = np.asarray if host else jnp.asarray
+    for name, tree in shapes.items():
+        wide = getattr(model, "dit" if name in DITS else name).dtype != "bfloat16"
+        tensors = _read(folder / f"{name}.safetensors", flat(tree))
+        model.params[name] = unflat({path: put(x, jnp.float32 if wide else x.dtype) for path, x in tensors.items()})
     if "text" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)
         if model.tokenizer.vocab > model.text.vocab:
@@ -243,7 +248,7 @@ def shapes_of(model: Model) -> dict[str, dict]:
     shapes = {"vae": vae_shapes(model.config["vae"])}
     if "dit" in model.config:
         shapes["text"] = text_shapes(model.config["text"])
-        shapes["dit"] = dit_shapes(model.config["dit"], model.text.width)
+        shapes |= {name: dit_shapes(model.config[name], model.text.width) for name in DITS if name in model.config}
     return shapes
 
 
@@ -347,8 +352,8 @@ def latent_statistics(model: Model, config: dict, batches: int = 24) -> dict[str
     return {"latent_mean": jnp.asarray(center, jnp.float32), "latent_std": jnp.asarray(spread, jnp.float32)}
 
 
-def _read(path: Path, shapes: dict, dtype: str) -> dict:
-    """The tree of parameters in a safetensors file, which must hold exactly the tensors of `shapes`."""
+def _read(path: Path, shapes: dict) -> dict[str, np.ndarray]:
+    """The parameters by their paths in a safetensors file, which must hold exactly the tensors of `shapes`."""
     try:
         tensors = safetensors.load_file(path)
     except FileNotFoundError:
@@ -361,8 +366,7 @@ def _read(path: Path, shapes: dict, dtype: str) -> dict:
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name].shape:
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, the model needs {list(shapes[name].shape)}")
-    kept = None if dtype == "bfloat16" else jnp.float32
-    return unflat({name: jnp.asarray(tensor, kept) for name, tensor in tensors.items()})
+    return tensors
 
 
 def _hashable(fields: dict) -> dict:

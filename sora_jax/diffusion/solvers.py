@@ -1,6 +1,6 @@
 """Solvers: from noise level t0 to t1, given what the network has seen of x0 there and at the steps before.
 
-With alpha = 1 - t, sigma = t, lambda = log(alpha / sigma), h = lambda(t1) - lambda(t0), x0', h' those of the step before:
+With alpha = 1 - t, sigma = t, lambda = log(alpha / sigma), h = lambda(t1) - lambda(t0), and x0', h' of the step before:
 
     euler    x <- x + (t1 - t0) (x - x0) / t0                                                           (1)
     dpm2m    x <- t1/t0 x + ((1 - t1) - (1 - t0) t1/t0) D,  D = x0 + h/(2 h') (x0 - x0')                (2)

@@ -28,6 +28,7 @@ FAMILIES: dict[str, ModuleType] = {"dit": wan, "text": umt5, "vae": wan_vae}  # 
 LOW = ("low_noise_model", "transformer_2")
 FOLDERS = {"dit": "transformer", "dit_low": "transformer_2", "text": "text_encoder", "vae": "vae"}  # diffusers' names
 TOKENIZER = "spiece.model"
+ROW = 4096  # patches by which a row of imported models grows: 81 frames of 480x832 are 7.998 of them
 SHARD = 5 * 10**9  # bytes of a file that export writes, as diffusers does
 LISTED = 20  # names in an error, at most
 
@@ -79,7 +80,7 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
         if tokenizers:
             written.append((out / ".tokenizer.part", out / "tokenizer.model"))
             written[-1][0].write_bytes(tokenizers[0].read_bytes())
-        if "dit" in parts:
+        if "dit" in config:
             config |= painting(config)
         written.append((out / ".model.json.part", out / "model.json"))
         written[-1][0].write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -93,11 +94,12 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
 
 
 def painting(config: Mapping) -> dict:
-    """The groups `flow` and `sample` of a model with this DiT, and with this other one for low noise, if it has one."""
+    """The groups `flow` and `sample` of a model with such a DiT, and with a second one for low noise, if it has one."""
     how = published.like(config["dit"], 1 + ("dit_low" in config))
-    sample = {"row": how.row, "text_row": 4 * published.TEXT["rows"], "steps": how.steps, "guidance": how.guidance[0]}
-    sample |= {"solver": "euler", "fps": how.fps, "frames": how.frames}
-    return {"flow": {"predict": "velocity", "law": "logit_normal", "shift": how.shift, "floor": 1e-3}, "sample": sample}
+    sample = {"row": ROW, "text_row": published.TEXT["rows"], "steps": how.steps}
+    sample |= {"guidance": list(how.guidance) if how.switch else how.guidance[0], "solver": "unipc"}
+    sample |= {"fps": how.fps, "frames": how.frames} | ({"switch": how.switch} if how.switch else {})
+    return {"flow": {"predict": "velocity", "shift": how.shift, "timesteps": 1000}, "sample": sample}
 
 
 def identify(paths: Sequence[Path]) -> Found:
@@ -191,7 +193,8 @@ def listed(names: Iterable[str]) -> str:
 def export(model: str | os.PathLike, out: str | os.PathLike, dialect: str = "diffusers") -> dict:
     """Writes a model folder's parts as diffusers and transformers read them, each into its folder of `out`.
 
-    Raises InputError when there is no model, or `out` is not empty.
+    Raises InputError when there is no model, `out` is not empty, or the model is not Wan's and has a noise shift for
+    every size.
     """
     folder, out = Path(model), Path(out)
     if not (folder / "model.json").is_file():
@@ -199,6 +202,10 @@ def export(model: str | os.PathLike, out: str | os.PathLike, dialect: str = "dif
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty: choose another place")
     config = json.loads((folder / "model.json").read_text())
+    if "flow" in config and "shift" not in config["flow"]:
+        raise InputError(
+            f"{model} has a noise shift that depends on the clip's size, which diffusers' Wan does not know"
+        )
     written = {}
     for part, fields in config.items():
         family = FAMILIES.get("dit" if part == "dit_low" else part)
@@ -216,7 +223,33 @@ def export(model: str | os.PathLike, out: str | os.PathLike, dialect: str = "dif
         (home / "config.json").write_text(json.dumps(family.published(fields, found, **constants), indent=2) + "\n")
         stem = "model" if part == "text" else "diffusion_pytorch_model"
         written[part] = [str(path) for path in write_shards(home, stem, ours, where)]
+    if "flow" in config:
+        pipeline(folder, out, config)
     return {"path": str(out), "files": written}
+
+
+def pipeline(folder: Path, out: Path, config: Mapping) -> None:
+    """What makes a WanPipeline of the parts: model_index.json, the scheduler's config and the tokenizer."""
+    umt5 = "text" not in config or config["text"]["bias_every_layer"]
+    parts = {"dit": ["diffusers", "WanTransformer3DModel"], "dit_low": ["diffusers", "WanTransformer3DModel"]}
+    parts |= {"vae": ["diffusers", "AutoencoderKLWan"]}
+    parts |= {"text": ["transformers", "UMT5EncoderModel" if umt5 else "T5EncoderModel"]}
+    index = {"_class_name": "WanPipeline", "scheduler": ["diffusers", "UniPCMultistepScheduler"]}
+    index |= {FOLDERS[part]: kind if part in config else [None, None] for part, kind in parts.items()}
+    index["boundary_ratio"] = config["sample"]["switch"] if "dit_low" in config else None
+    index["expand_timesteps"] = config["dit"]["channels"] == 48  # the 5B: a noise level a patch
+    scheduler = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "solver_order": 2}
+    scheduler |= {"use_flow_sigmas": True, "num_train_timesteps": 1000, "flow_shift": config["flow"]["shift"]}
+    scheduler |= {"solver_type": "bh2", "predict_x0": True, "final_sigmas_type": "zero"}
+    (out / "scheduler").mkdir()
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+    if (folder / "tokenizer.model").exists():
+        index["tokenizer"] = ["transformers", "T5TokenizerFast"]
+        (out / "tokenizer").mkdir()
+        (out / "tokenizer" / TOKENIZER).write_bytes((folder / "tokenizer.model").read_bytes())
+        kind = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "eos_token": "</s>", "pad_token": "<pad>"}
+        (out / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(kind, indent=2) + "\n")
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_shards(home: Path, stem: str, ours: Mapping[str, Tensor], where: Mapping[str, Place]) -> list[Path]:

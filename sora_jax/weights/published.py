@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Published(NamedTuple):
     """A model: fields of its DiT, its number of parameters, and how it paints.
 
-    shift: of noise levels (diffusion/flow.py, equation 7); row: patches of a clip of the size it was made for.
+    shift: of noise levels (diffusion/flow.py, equation 7).
     switch: the noise level from which on down a second transformer of the same size paints; 0: there is but one.
     """
 
@@ -21,7 +21,6 @@ class Published(NamedTuple):
     guidance: tuple[float, ...]  # of the first transformer, then of the second
     fps: float
     frames: int
-    row: int
     switch: float = 0.0
 
 
@@ -32,12 +31,12 @@ def _dit(width: int, depth: int, heads: int, mlp: int, channels: int = 16, given
 SMALL, LARGE, MIDDLE = (1536, 30, 12, 8960), (5120, 40, 40, 13824), (3072, 30, 24, 14336)
 GIVEN = 20  # I2V of 2.2: 4 channels of mask and 16 of the picture's latents beside the 16 of noise
 MODELS = {
-    "wan-1.3b": Published(_dit(*SMALL), 1_418_996_800, 5.0, 50, (6.0,), 16.0, 81, 32_760),
-    "wan-14b": Published(_dit(*LARGE), 14_288_491_584, 5.0, 50, (5.0,), 16.0, 81, 75_600),
-    "wan-5b": Published(_dit(*MIDDLE, channels=48), 4_999_787_712, 5.0, 50, (5.0,), 24.0, 121, 27_280),
-    "wan-a14b": Published(_dit(*LARGE), 14_288_491_584, 12.0, 40, (4.0, 3.0), 16.0, 81, 75_600, 0.875),
+    "wan-1.3b": Published(_dit(*SMALL), 1_418_996_800, 5.0, 50, (6.0,), 16.0, 81),
+    "wan-14b": Published(_dit(*LARGE), 14_288_491_584, 5.0, 50, (5.0,), 16.0, 81),
+    "wan-5b": Published(_dit(*MIDDLE, channels=48), 4_999_787_712, 5.0, 50, (5.0,), 24.0, 121),
+    "wan-a14b": Published(_dit(*LARGE), 14_288_491_584, 12.0, 40, (4.0, 3.0), 16.0, 81, 0.875),
     "wan-a14b-i2v": Published(
-        _dit(*LARGE, given=GIVEN), 14_288_901_184, 5.0, 40, (3.5, 3.5), 16.0, 81, 75_600, 0.9
+        _dit(*LARGE, given=GIVEN), 14_288_901_184, 5.0, 40, (3.5, 3.5), 16.0, 81, 0.9
     ),
 }  # fmt: skip
 

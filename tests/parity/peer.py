@@ -1,7 +1,7 @@
 """What the scripts beside this one share: seeded random weights for a torch module, and the file that a fixture is.
 
-The scripts run under `make parity`, in an environment of its own with torch, diffusers and transformers: they write what
-those compute into tests/fixtures/, and `make test` compares ours with it, without them.
+The scripts run under `make parity`, in an environment of its own with torch, diffusers and transformers: they write
+what those compute into tests/fixtures/, and `make test` compares ours with it, without them.
 """
 
 import json

@@ -4,7 +4,8 @@
     i2v   20 more channels beside the 16 of noise             (Wan 2.2 I2V-A14B)
     ti2v  a noise level a patch, the first frame's at 0       (Wan 2.2 TI2V-5B)
 
-Written are inputs, outputs, and the gradient of sum(output * cotangent), summed over both clips, for every weight.
+Written are inputs, outputs, and the gradient of sum(output * cotangent), summed over both clips, for every weight
+(of i2v: for those that the other forms do not have).
 """
 
 import torch
@@ -30,7 +31,8 @@ def run(model: WanTransformer3DModel, form: str, inside: int, generator: torch.G
         named = {"x": x, "t": time.flatten(), "text": text[0], "out": out, "cotangent": cotangent}
         tensors |= {f"{form}/{clip}/{name}": value[0] if value.ndim == 5 else value for name, value in named.items()}
     for name, parameter in model.named_parameters():
-        tensors[f"{form}/grad/{name}"] = parameter.grad
+        if form != "i2v" or name.startswith("patch_embedding"):
+            tensors[f"{form}/grad/{name}"] = parameter.grad
     return tensors
 
 
