@@ -1,13 +1,21 @@
 """The diffusion transformer, with its text encoder, on packed latents.
 
     sora-jax data tokenizer world --vocab 1024 --out runs/tokenizer.model
+    sora-jax data latents world --model runs/vae-model --clips 24000 --seed 1000000 --max-frames 1 --out runs/images
     sora-jax data latents world --model runs/vae-model --clips 12000 --out runs/latents
     sora-jax data latents world --model runs/vae-model --clips 200 --seed 100000000 --out runs/held-out
-    sora-jax train --config configs/dit.py:tiny --workdir runs/dit
+    sora-jax train --config configs/dit.py:images --workdir runs/images-dit
+    sora-jax export runs/images-dit --out runs/images-model
+    sora-jax train --config configs/dit.py:tiny --workdir runs/dit --config.init=runs/images-model
+
+On a CPU with two cores, XLA_FLAGS=--xla_force_host_platform_device_count=2 and --config.mesh.data=2 make them two
+devices, each with rows of its own: a third faster than one device that has both.
 
 Variants:
-    tiny      the bundled model's: 4.6M parameters, mixed native sizes of the embedded world, rows of 432 patches.
-    speedrun  the same for fewer steps, for `make train`.
+    tiny      the bundled model's: 4.5M parameters, mixed native sizes of the embedded world, rows of 1,728 patches.
+    images    what it begins with: images alone, the world's scenes at their first frames. Of a video's patches five
+              images can be made: colours, shapes and counts are learned at a fifth of the cost, motion then.
+    speedrun  clips of up to 9 frames (`--max-frames 9`), 400 steps, for `make train`.
     smoke     20 steps in about a minute from the embedded world alone, a checkpoint every 5.
     wan-1.3b, wan-14b, wan-5b, wan-a14b, wan-a14b-i2v
               the transformers of Wan 2.1 and 2.2 (weights/published.py; of a14b one of its two) and a text encoder of
@@ -25,6 +33,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c = ConfigDict()
     c.task = "dit"
     c.seed = 0
+    c.init = ""  # a model folder to begin with, to train it further
     c.steps = 4500
     c.ema = 0.998
     c.save_every = 100
@@ -57,15 +66,17 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.dit.heads = 3
     c.dit.mlp = 768
     c.dit.channels = 48
-    c.dit.patch = (1, 2, 2)
+    c.dit.patch = (1, 1, 1)
     c.dit.remat = False
     c.dit.keep = "nothing"  # of what remat would recompute: see models/dit.py
     c.dit.dtype = "float32"
 
     c.flow = ConfigDict()
-    c.flow.predict = "x0"  # Sora's "clean patches"; or eps, v, velocity
+    # or eps, velocity, or x0, Sora's "clean patches", which v is at high noise; at low noise x0 would have to be copied
+    # through a network as narrow as this
+    c.flow.predict = "v"
     c.flow.law = "uniform"  # or logit_normal, mode, cosine; with so strong a shift logit_normal starves noise below 0.7
-    c.flow.shift_base = 2.0  # tokens at which the noise shift is 1; 0 for no shift
+    c.flow.shift_base = 8.0  # tokens at which the noise shift is 1; 0 for no shift
     c.flow.floor = 0.5  # noise level below which errors count as x0's
 
     # what a training clip knows of itself: see diffusion/canvas.py
@@ -74,9 +85,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.data = ConfigDict()
     c.data.path = "runs/latents"
     c.data.held_out = "runs/held-out"
-    c.data.row = 432  # patches in a row
-    c.data.rows = 4
-    c.data.text_row = 224  # text tokens in a row
+    c.data.row = 1728  # patches in a row
+    c.data.rows = 2
+    c.data.text_row = 288  # text tokens in a row
     c.data.segments = 16  # clips in a row, at most
     c.data.text_tokens = 96
     c.data.open_rows = 8
@@ -86,7 +97,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.data.text_dropout = 0.1
 
     c.sample = ConfigDict(
-        {"row": 432, "text_row": 224, "steps": 30, "guidance": 4.0, "solver": "dpm2m", "fps": 8.0, "frames": 33}
+        {"row": 576, "text_row": 288, "steps": 30, "guidance": 4.0, "solver": "dpm2m", "fps": 8.0, "frames": 33}
     )
     c.prompts = (
         ("a red circle moves right", (96, 64), 17),
@@ -107,8 +118,14 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.opt.clip = 1.0
     c.opt.accumulate = 1
 
-    if variant == "speedrun":
+    if variant == "images":
+        c.data.path = "runs/images"
+        c.data.row = 432
+        c.data.rows = 4
+        c.masks.update(none=0.95, box=0.05, first=0.0, last=0.0, ends=0.0, frames=0.0)
+    elif variant == "speedrun":
         c.steps = 400
+        c.data.row = 768
     elif variant == "smoke":
         c.steps = 20
         c.save_every = 5
@@ -119,7 +136,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.tokenizer = "tiny"
         c.data.path = "world"
         c.data.held_out = "world-held-out"
-        c.data.rows = 2
+        c.data.row = 432
         c.dit.width = 64
         c.dit.heads = 2
         c.dit.depth = 2
@@ -143,7 +160,7 @@ def wan(c: ConfigDict, model: published.Published) -> None:
     c.eval_every = c.picture_every = 5000
     c.tokenizer = "tiny"  # a stand-in: any of at most text.vocab pieces
     c.text.update(vocab=32128, width=768, depth=12, heads=12, head_width=64, mlp=2048, dtype="bfloat16")  # T5 1.1 base
-    c.dit.update(**model.dit, remat=True, dtype="bfloat16")
+    c.dit.update(**model.dit, patch=(1, 2, 2), remat=True, dtype="bfloat16")
     c.dit.keep = "attention"  # costs memory, saves a sixth of the work
     c.flow.predict = "velocity"
     c.flow.law = "logit_normal"

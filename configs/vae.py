@@ -18,6 +18,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c = ConfigDict()
     c.task = "vae"
     c.seed = 0
+    c.init = ""  # a model folder to begin with, to train it further
     c.steps = 300
     c.ema = 0.998
     c.save_every = 50

@@ -23,10 +23,11 @@ if stage 2 "the tokenizer learns its words" "$run/tokenizer.model"; then
     sora-jax data tokenizer world --clips 4000 --vocab 1024 --out "$run/tokenizer.model"
 fi
 if stage 3 "clips become latents" "$run/latents/report.json"; then
-    sora-jax data latents world --model "$run/vae-model" --clips "$clips" --out "$run/latents"
+    sora-jax data latents world --model "$run/vae-model" --clips "$clips" --max-frames 9 --out "$run/latents"
 fi
 if stage 4 "so do some that nobody trains on" "$run/held-out/report.json"; then
-    sora-jax data latents world --model "$run/vae-model" --clips "$held_out" --seed 100000000 --out "$run/held-out"
+    sora-jax data latents world --model "$run/vae-model" --clips "$held_out" --seed 100000000 --max-frames 9 \
+        --out "$run/held-out"
 fi
 if stage 5 "the DiT learns to paint them" "$run/model/model.json"; then
     sora-jax train --config configs/dit.py:"$variant" --workdir "$run/dit" \
@@ -43,8 +44,8 @@ from sora_jax.media import contact_sheet
 
 run = sys.argv[1]
 prompts = {
-    "a large red circle moves right": ((96, 64), 17),
-    "a large blue square falls and bounces": ((64, 96), 17),
+    "a large red circle moves right": ((96, 64), 9),
+    "a large blue square falls and bounces": ((64, 96), 9),
     "a large yellow triangle moves left": ((64, 64), 9),
     "a large green star": ((64, 64), 1),
 }

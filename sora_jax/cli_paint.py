@@ -50,6 +50,8 @@ def image(args) -> None:
 
 def animate(args) -> None:
     """Bring a picture to life: it is the first frame, or stands where --at or --key say."""
+    if args.key and args.image and not args.prompt and not Path(args.image).exists():
+        args.image, args.prompt = None, args.image  # one word beside keys is the prompt, if it is no file
     pictures = {second: read(path, still=True) for second, path in args.key}
     given = None if args.image is None else read(args.image, still=True)
     length = {"frames": args.frames, "seconds": args.seconds}

@@ -35,6 +35,7 @@ from sora_jax.models.vae_stream import stream_decode, stream_encode
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
 BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 DITS = ("dit", "dit_low")  # the transformer, and where there are two the one for low noise
+SAMPLE = {"row", "text_row", "steps", "guidance", "solver", "fps", "frames"}  # what model.json says of painting
 CHUNK = 4  # latent frames decoded (or encoded) at a time, after the first
 
 
@@ -226,6 +227,8 @@ def load(path: str | os.PathLike = "tiny", host: bool = False) -> Model:
     try:
         model = Model(config, {})
         shapes = shapes_of(model)
+        if "dit" in shapes and (unsaid := SAMPLE - config["sample"].keys()):
+            raise KeyError(f"sample.{min(unsaid)}")
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
     put = np.asarray if host else jnp.asarray

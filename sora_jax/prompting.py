@@ -138,9 +138,13 @@ def windows_of(frames: int, longest: int, overlap: int) -> list[tuple[int, int, 
     return windows
 
 
-def part_of(progress: Callable[[int, int], None] | None, number: int, of: int) -> Callable[[int, int], None] | None:
-    """The progress of the whole, told by one of its windows."""
-    return None if progress is None else lambda done, steps: progress(number * steps + done, of * steps)
+def part_of(
+    progress: Callable[[int, int], None] | None, first: int, of: int, windows: int = 1
+) -> Callable[[int, int], None] | None:
+    """The progress of the whole, told by a part of so many of its windows, from the `first` on."""
+    if progress is None:
+        return None
+    return lambda done, steps: progress(first * steps // windows + done, of * steps // windows)
 
 
 # ------------------------------------------------------------------------------------------------ along time
@@ -187,7 +191,15 @@ def animate(
 
 
 def extend(
-    model: Model, video: Video, prompt: str = "", *, before: float = 0.0, after: float = 0.0, seed: int = 0, **how
+    model: Model,
+    video: Video,
+    prompt: str = "",
+    *,
+    before: float = 0.0,
+    after: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **how,
 ) -> Video:
     """The video with so many seconds more before it and after it. Raises InputError when neither is above 0."""
     back, ahead = (_frames_of(seconds, video.fps) for seconds in (before, after))
@@ -195,16 +207,20 @@ def extend(
         raise InputError(f"extend by {before:g} s before and {after:g} s after adds no frame: give --before or --after")
     frames, longest = video.frames, reach(model)[0]
     sees = min(len(frames), 1 + longest // 2)  # how much of the video the painter is shown
+    early = len(windows_of(sees + ahead, *reach(model))) if ahead else 0
+    done, parts = early, early - (-back // (longest - sees))  # windows
     if ahead:
         guess = np.concatenate([frames[-sees:], np.repeat(frames[-1:], ahead, 0)])
         known = np.arange(len(guess)) < sees
-        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, seed=seed, **how)
+        tick = part_of(progress, 0, parts, early)
+        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, seed=seed, progress=tick, **how)
         frames = np.concatenate([frames, made.frames[sees:]])
     while back:
         now, head = min(back, longest - sees), frames[:sees]
         guess = np.concatenate([np.repeat(head[:1], now, 0), head])
         known = np.arange(len(guess)) >= now
-        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, seed=seed, **how)
+        tick, done = part_of(progress, done, parts), done + 1
+        made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, seed=seed, progress=tick, **how)
         frames, back, seed = np.concatenate([made.frames[:now], frames]), back - now, seed + 1
     return Video(frames, video.fps)
 

@@ -142,7 +142,7 @@ def test_the_platform_is_that_of_the_mesh():
 
 
 def test_a_long_row_takes_memory_in_proportion(monkeypatch):
-    monkeypatch.setattr(kernels, "QUERY_CHUNK", 64)
+    monkeypatch.setitem(kernels.BLOCK, "cpu", 64)
 
     def bytes_of(length):
         x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
@@ -153,7 +153,11 @@ def test_a_long_row_takes_memory_in_proportion(monkeypatch):
     assert bytes_of(2048) < 2.2 * bytes_of(1024)
 
 
-KERNELS = {"xla": lambda: kernels.XLA, "tokamax": lambda: kernels.tokamax(True), "splash": lambda: kernels.splash(True)}
+KERNELS = {
+    "xla": lambda: kernels.xla(64),
+    "tokamax": lambda: kernels.tokamax(True),
+    "splash": lambda: kernels.splash(True),
+}
 
 
 @pytest.fixture(params=KERNELS)

@@ -102,7 +102,7 @@ def test_long_rows_in_blocks_equal_the_whole(monkeypatch):
     q, k, v = (jax.random.normal(i, (2, 50, 2, 8)) for i in jax.random.split(key, 3))
     seg = jnp.asarray(np.repeat([[1, 2, 0], [3, 3, 1]], [20, 20, 10], axis=1))
     whole = layers.attend(q, k, v, seg, seg)
-    monkeypatch.setattr(kernels, "QUERY_CHUNK", 16)
+    monkeypatch.setitem(kernels.BLOCK, "cpu", 16)
     np.testing.assert_allclose(layers.attend(q, k, v, seg, seg), whole, atol=1e-6)
 
 

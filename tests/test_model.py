@@ -101,6 +101,9 @@ def test_bad_folders_get_one_sentence(model, tmp_path):
     complains("has no vae.safetensors")
     (folder / "model.json").write_text(json.dumps({"format": 1, **CONFIG, "dit": {"widht": 3}}))
     complains("widht")
+    mute = {name: value for name, value in CONFIG["sample"].items() if name != "frames"}
+    (folder / "model.json").write_text(json.dumps({"format": 1, **CONFIG, "sample": mute}))
+    complains("does not describe a model of this version: 'sample.frames'")
     (folder / "model.json").write_text(json.dumps({"format": 99, **CONFIG}))
     complains("format is 99|format 99")
     (folder / "model.json").write_text("{")

@@ -55,16 +55,17 @@ def test_a_layer_costs_what_the_formula_says():
 
 
 def test_what_remat_repeats_counts():
-    s = 2 * kernels.QUERY_CHUNK  # where attention has its own backward pass, whose results can be kept
+    block = kernels.BLOCK["cpu"]
+    s, words = 2 * block, -(-L // block) * block  # attention has its own backward pass there, and works in whole blocks
     plain, _ = counted(s)
     total = {keep: sum(counted(s, remat=True, keep=keep)[0].values()) for keep in ("nothing", "attention", "heads")}
-    attention = 2 * 4 * B * s * (s + L) * SIZES["width"]
+    attention = 2 * 4 * B * s * (s + words) * SIZES["width"]
     assert total["nothing"] - total["attention"] == attention
     assert total["nothing"] > total["attention"] > total["heads"] > sum(plain.values())
 
 
 def test_devices_share_the_work_of_a_shard_map():
-    s = 8 * kernels.QUERY_CHUNK  # each device's part is longer than a chunk too, and takes the same way
+    s = 8 * kernels.BLOCK["cpu"]  # each device's part is longer than a chunk too, and takes the same way
     mesh = pod.make({**ONE, "fsdp": 2, "context": 4})
     assert sum(counted(s, mesh)[0].values()) == sum(counted(s)[0].values())
 

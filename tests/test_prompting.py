@@ -187,6 +187,12 @@ def test_mistakes_get_one_sentence(model, monkeypatch):  # noqa: F811
     refused(r"tokens.*GB.*largest that fits", lambda: model.generate("a", size=(2048, 2048), frames=1))
 
 
+def test_progress_goes_one_way_through_all_parts(model):  # noqa: F811
+    told = []
+    model.extend(A, before=3.0, after=3.0, steps=2, progress=lambda *now: told.append(now))
+    assert told == sorted(set(told)) and len({of for _, of in told}) == 1 and told[-1][0] == told[-1][1]
+
+
 def test_every_verb_through_the_command(model, tmp_path, capsys):  # noqa: F811
     model.save(tmp_path / "m")
     for name, video in {"a.mp4": A, "b.mp4": B, "a.png": clip(1), "mask.png": HALF}.items():
@@ -199,6 +205,7 @@ def test_every_verb_through_the_command(model, tmp_path, capsys):  # noqa: F811
         "image": (["a red circle", "--size", "48x32", "--preview"], (1, 48, 32)),
         "generate": (["a red circle", "--seconds", 3, "--size", "16x16"], (24, 16, 16)),  # in windows
         "animate": ([*at("a.png"), "a", "--key", f"0.5={tmp_path / 'b.mp4'}", "--frames", 9], (9, 21, 18)),
+        "animate ": (["a red circle", "--key", f"0={tmp_path / 'a.png'}", "--frames", 5], (5, 21, 18)),  # a lone prompt
         "extend": ([*at("a.mp4"), "--before", 0.25, "--after", 0.25], (14, 21, 18)),
         "loop": ([*at("a.mp4"), "--seconds", 0.5], (14, 21, 18)),
         "connect": ([*at("a.mp4", "b.mp4"), "--hard", "--seconds", 0.5], (21, 21, 18)),
@@ -211,7 +218,7 @@ def test_every_verb_through_the_command(model, tmp_path, capsys):  # noqa: F811
     for verb, (args, (frames, width, height)) in verbs.items():
         out = tmp_path / f"out.{'png' if verb == 'image' else 'mp4'}"
         flags = ["--model", tmp_path / "m", "--steps", 2, "--out", out, "--sheet", tmp_path / "sheet.png"]
-        assert cli.main([str(word) for word in (verb, *args, *flags)]) == 0, capsys.readouterr().err
+        assert cli.main([str(word) for word in (verb.strip(), *args, *flags)]) == 0, capsys.readouterr().err
         facts = json.loads(capsys.readouterr().out)
         assert facts.keys() == {"path", "width", "height", "frames", "fps", "seed", "seconds"}
         made = media.probe(out)

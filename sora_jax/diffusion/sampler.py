@@ -37,7 +37,7 @@ from sora_jax.data.packing import patchify, positions, unpatchify
 from sora_jax.diffusion import flow, solvers
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
-from sora_jax.models.kernels import QUERY_CHUNK
+from sora_jax.models.kernels import BLOCK
 
 if TYPE_CHECKING:
     from sora_jax.model import Model
@@ -382,7 +382,7 @@ walk = jax.jit(_walk, static_argnums=(0, 1, 2, 3, 4, 5, 6, 7))
 def footprint(dit, row: int) -> int:
     """Bytes that a row needs at most inside a guided step: one block's activations and scores (see models.kernels)."""
     d, p = dit.width, int(np.prod(dit.patch)) * dit.channels
-    values = row * (12 * d + 2 * dit.mlp + 3 * p) + 3 * dit.heads * min(row, QUERY_CHUNK) * row
+    values = row * (12 * d + 2 * dit.mlp + 3 * p) + 3 * dit.heads * min(row, max(BLOCK.values())) ** 2
     return 2 * 4 * values
 
 

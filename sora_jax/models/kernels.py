@@ -7,7 +7,8 @@ with q scaled already and mask = 0 where the segments are equal, else -inf. As (
 be met with the lse of all of them: so rows go around a ring (`pod.context.streamed`, FlashAttention-2's backward pass,
 arXiv:2307.08691).
 
-    CPU   XLA; one matrix of scores up to QUERY_CHUNK queries, (1) and (2) in blocks of as many beyond: memory O(s)
+    CPU   XLA; one matrix of scores up to BLOCK queries; beyond, (1) and (2) in blocks of BLOCK queries and keys, and
+          those whose segments do not meet are skipped: memory O(s), and time that of the clips, not of the row
     GPU   the same: `jax.nn.dot_product_attention` (cuDNN) masks segments by a dense matrix only, and no other kernel
           was measured
     TPU   tokamax's splash attention, which skips tiles whose segments do not meet; where tokamax is not installed, the
@@ -25,12 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sora_jax.errors import InputError
 from sora_jax.pod.context import NOTHING, streamed
 
-QUERY_CHUNK = 2048  # longest block of queries whose full score matrix is held at once
+BLOCK = {"cpu": 128, "gpu": 2048}  # queries and keys whose scores XLA holds at once: on a CPU they stay in its cache
 LANES = 128  # a TPU's vector width: lengths and head widths of its kernels are multiples
 TILE = 1024  # queries and keys of one tile of scores, at most: 4 MiB in float32, in vector memory
 TILES = 176 * 176  # tiles of which tokamax's schedule fits scalar memory (1 MiB; found by compiling for v5p and v6e)
@@ -63,9 +64,9 @@ def attend_local(
     """Attention on one device, or with keys from all devices along the mesh axis `ring`: platform cpu, gpu or tpu."""
     if platform == "tpu":
         return flash(tokamax() or splash(), q, k, v, q_seg, kv_seg, ring)
-    if ring is None and q.shape[1] <= QUERY_CHUNK:
+    if ring is None and q.shape[1] <= BLOCK[platform]:
         return whole(q, k, v, q_seg, kv_seg)
-    return flash(XLA, q, k, v, q_seg, kv_seg, ring)
+    return flash(xla(BLOCK[platform]), q, k, v, q_seg, kv_seg, ring)
 
 
 def whole(q: Array, k: Array, v: Array, q_seg: Array, kv_seg: Array) -> Array:
@@ -108,55 +109,113 @@ def tile(length: int) -> int:
 # ------------------------------------------------------------------------------------------------ XLA
 
 
-def _scores(q: Array, k: Array, q_seg: Array, kv_seg: Array) -> Float[Array, "b n q j"]:
-    scores = jnp.einsum("bnqk,bnjk->bnqj", q, k, preferred_element_type=jnp.float32)
-    return jnp.where(q_seg[:, None, :, None] == kv_seg[:, None, None, :], scores, NOTHING)
+class _Blocks(NamedTuple):
+    """A row in blocks of c queries and keys: q [i n c k], k, v [j n c k], segments [i c], [j c]; meets [i j]: whether a
+    block of queries and one of keys may have a segment in common, judged by their least and greatest."""
+
+    q: Array
+    q_seg: Array
+    meets: Array
+    k: Array
+    v: Array
+    kv_seg: Array
 
 
-def _blocks(x: Array, axis: int, value=0) -> Float[Array, "i ..."]:
-    """x in blocks of QUERY_CHUNK along the axis, which the result has first."""
-    size = min(QUERY_CHUNK, x.shape[axis])
-    x = filled(x, axis, size, value)
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
+def _cut(x: Array, block: int, value=0) -> Float[Array, "i n c k"]:
+    """[n s k] or [s] in blocks, `value` behind the last."""
+    if x.ndim == 1:
+        return filled(x, 0, block, value).reshape(-1, block)
+    return rearrange(filled(x, 1, block, value), "n (i c) k -> i n c k", c=block)
 
 
-def _joined(x: Array, axis: int, length: int) -> Array:
-    x = jnp.moveaxis(x, 0, axis)
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-    return lax.slice_in_dim(x, 0, length, axis=axis)
+def _blocks(block: int, q, k, v, q_seg, kv_seg) -> _Blocks:
+    q_seg, kv_seg = (jnp.where(seg == 0, PADDING, seg) for seg in (q_seg, kv_seg))
+    q_seg, kv_seg = _cut(q_seg, block, FILL), _cut(kv_seg, block, FILL + 1)  # what fills them meets nothing
+    meets = (q_seg.min(1)[:, None] <= kv_seg.max(1)) & (kv_seg.min(1) <= q_seg.max(1)[:, None])
+    return _Blocks(_cut(q, block), q_seg, meets, _cut(k, block), _cut(v, block), kv_seg)
 
 
-def _xla_forward(q, k, v, q_seg, kv_seg):
-    def block(part):
-        scores = _scores(part[0], k, part[1], kv_seg)
-        lse = jax.nn.logsumexp(scores, -1)
-        weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)
-        return jnp.einsum("bnqj,bnjk->bnqk", weights, v), lse
+def _each_met(step: Callable, meets: Bool[Array, " j"], carry):
+    """step(j, carry) -> carry for each block of keys that is met, in order."""
 
-    out, lse = lax.map(block, (_blocks(q, 2), _blocks(q_seg, 1, -1)))
-    return _joined(out, 2, q.shape[2]), _joined(lse, 2, q.shape[2])
+    def at(carry, block):
+        j, met = block
+        return lax.cond(met, step, lambda j, carry: carry, j, carry), None
+
+    return lax.scan(at, carry, (jnp.arange(len(meets)), meets))[0]
 
 
-def _xla_backward(q, k, v, q_seg, kv_seg, out, lse, d_out):
-    d = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
+def _scores(q: Array, k: Array, q_seg: Array, kv_seg: Array) -> Float[Array, "n c d"]:
+    scores = jnp.einsum("nck,ndk->ncd", q, k, preferred_element_type=jnp.float32)
+    return jnp.where(q_seg[:, None] == kv_seg, scores, NOTHING)
+
+
+def _xla_forward(block: int, q, k, v, q_seg, kv_seg):
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-    def block(carry, part):
-        q, q_seg, lse, d, d_out = part
-        p = jnp.exp(_scores(q, k, q_seg, kv_seg) - lse[..., None])
-        ds = (p * (dot("bnqk,bnjk->bnqj", d_out, v) - d[..., None])).astype(q.dtype)
-        dk = carry[0] + dot("bnqj,bnqk->bnjk", ds, q)
-        dv = carry[1] + dot("bnqj,bnqk->bnjk", p.astype(v.dtype), d_out)
-        return (dk, dv), jnp.einsum("bnqj,bnjk->bnqk", ds, k)
+    def row(parts):
+        blocks = _blocks(block, *parts)
 
-    # what fills the last block has a segment of its own: its scores are NOTHING, and its p is 0 as its lse is
-    parts = (_blocks(q, 2), _blocks(q_seg, 1, -1), _blocks(lse, 2), _blocks(d, 2), _blocks(d_out, 2))
-    zero = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    (dk, dv), dq = lax.scan(block, zero, parts)
-    return _joined(dq, 2, q.shape[2]), dk.astype(k.dtype), dv.astype(v.dtype)
+        def queries(part):
+            q, q_seg, meets = part
+
+            def keys(j, carry):
+                out, top, total = carry
+                scores = _scores(q, blocks.k[j], q_seg, blocks.kv_seg[j])
+                new = jnp.maximum(top, scores.max(-1))
+                p, fade = jnp.exp(scores - new[..., None]), jnp.exp(top - new)
+                out = out * fade[..., None] + dot("ncd,ndk->nck", p.astype(v.dtype), blocks.v[j])
+                return out, new, total * fade + p.sum(-1)
+
+            nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:2], NOTHING), jnp.zeros(q.shape[:2])
+            out, top, total = _each_met(keys, meets, nothing)
+            total = jnp.maximum(total, 1e-30)  # 0 where no block was met
+            return (out / total[..., None]).astype(v.dtype), top + jnp.log(total)
+
+        out, lse = lax.map(queries, (blocks.q, blocks.q_seg, blocks.meets))
+        return rearrange(out, "i n c k -> n (i c) k"), rearrange(lse, "i n c -> n (i c)")
+
+    out, lse = lax.map(row, (q, k, v, q_seg, kv_seg))
+    return out[:, :, : q.shape[2]], lse[:, :, : q.shape[2]]
 
 
-XLA = Kernel(_xla_forward, _xla_backward, tiled=False)
+def _xla_backward(block: int, q, k, v, q_seg, kv_seg, out, lse, d_out):
+    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def row(parts):
+        *row, lse, d, d_out = parts
+        blocks = _blocks(block, *row)
+
+        def queries(carry, part):
+            q, q_seg, meets, lse, d, d_out = part
+
+            def keys(j, carry):
+                dk, dv, dq = carry
+                p = jnp.exp(_scores(q, blocks.k[j], q_seg, blocks.kv_seg[j]) - lse)
+                ds = (p * (dot("nck,ndk->ncd", d_out, blocks.v[j]) - d)).astype(q.dtype)
+                dk = dk.at[j].add(dot("ncd,nck->ndk", ds, q))
+                dv = dv.at[j].add(dot("ncd,nck->ndk", p.astype(v.dtype), d_out))
+                return dk, dv, dq + dot("ncd,ndk->nck", ds, blocks.k[j])
+
+            *carry, dq = _each_met(keys, meets, (*carry, jnp.zeros(q.shape, jnp.float32)))
+            return tuple(carry), dq
+
+        # where a block is filled up, lse is 0 and the scores are NOTHING: p is 0
+        lse, d = (_cut(x[..., None], block) for x in (lse, d))
+        each = (blocks.q, blocks.q_seg, blocks.meets, lse, d, _cut(d_out, block))
+        none = jnp.zeros(blocks.k.shape, jnp.float32), jnp.zeros(blocks.v.shape, jnp.float32)
+        (dk, dv), dq = lax.scan(queries, none, each)
+        return tuple(rearrange(x, "i n c k -> n (i c) k") for x in (dq, dk, dv))
+
+    d = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
+    grads = lax.map(row, (q, k, v, q_seg, kv_seg, lse, d, d_out))
+    return tuple(dx[:, :, : x.shape[2]].astype(x.dtype) for dx, x in zip(grads, (q, k, v)))
+
+
+@functools.cache
+def xla(block: int) -> Kernel:
+    """Blocks of so many queries and keys, of any segments; those that cannot meet are skipped."""
+    return Kernel(functools.partial(_xla_forward, block), functools.partial(_xla_backward, block), tiled=False)
 
 
 # ------------------------------------------------------------------------------------------------ TPU

@@ -16,7 +16,7 @@ from collections import Counter
 
 PRODUCTS = {"dot_general": "matmul", "conv_general_dilated": "convolution"}
 # what is wrapped around products in attention written without a kernel: see `models.kernels`
-ATTENTION = ("bqnk,bjnk->bnqj", "bnqj,bjnk->bqnk", "bnqk,bnjk->bnqj", "bnqj,bnjk->bnqk", "bnqj,bnqk->bnjk")
+ATTENTION = ("bqnk,bjnk->bnqj", "bnqj,bjnk->bqnk", "nck,ndk->ncd", "ncd,ndk->nck", "ncd,nck->ndk")
 
 
 def count(jaxpr, devices: int) -> Counter:

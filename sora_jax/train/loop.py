@@ -4,6 +4,7 @@ It knows a task by six functions (`tasks.Task`) and nothing of videos. Keys of t
 
     task           which task ('vae', 'dit')
     seed           of the weights and of every random number after
+    init           a model folder whose weights a new run begins with ("": with random ones)
     steps          optimizer steps in all
     ema            decay of the averaged weights
     opt            see `optimizer.make`; and opt.accumulate, the number of micro-batches a batch is cut into
@@ -40,6 +41,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sora_jax.data.pipeline import redeal
 from sora_jax.errors import InputError
+from sora_jax.model import load
 from sora_jax.pod import mesh as pod
 from sora_jax.train import checkpoint, optimizer
 from sora_jax.train.log import Log, replace, say, writing
@@ -99,6 +101,8 @@ def run(task, config, workdir: str | Path) -> dict:
             say(f"resuming {workdir} from step {int(state['step'])}")
         else:
             state, cursors = fresh(), None
+            if config.init:
+                state |= begun(config.init, state["params"])
         step, done = int(state["step"]), None
         host, hosts = pod.readers(mesh)
         cursor = redeal(cursors, hosts)[host] if cursors else None
@@ -207,6 +211,24 @@ def prepare(task, config, mesh):
     fresh = jax.jit(first, out_shardings=shardings)
     update = jax.jit(pod.on(mesh, update), donate_argnums=0, out_shardings=(shardings, everywhere))
     return update, abstract, fresh
+
+
+def begun(name: str, params: dict) -> dict:
+    """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices.
+
+    Raises InputError where the folder is no model, or one of other shapes.
+    """
+    given = flat(load(name).params)
+
+    def take(path, x):
+        path = jax.tree_util.keystr(path, simple=True, separator=".")
+        if path not in given or given[path].shape != x.shape:
+            has = f"is {list(given[path].shape)} there" if path in given else "is not there"
+            raise InputError(f"config.init = {name} is a model of another kind: {path} {has}, {list(x.shape)} here")
+        return jax.device_put(given[path], x.sharding)
+
+    began = jax.tree_util.tree_map_with_path(take, params)
+    return {"params": began, "ema": jax.tree.map(jnp.copy, began)}
 
 
 def announce(batch: dict, seen: set, k: int) -> bool:

@@ -121,7 +121,9 @@ def speed(peer: str, rounds: int) -> None:
     best = {name: [min(turn[i][k] for turn in turns) for k in (0, 1)] for i, name in enumerate(("ours", "diffusers"))}
     for name, (wall, cpu) in best.items():
         print(f"{name}: {wall:.2f} s, {cpu:.2f} s of CPU time (the least of {rounds} turns)")
-    print("ours / diffusers: {:.2f}, of CPU time {:.2f}".format(*(best["ours"][k] / best["diffusers"][k] for k in (0, 1))))
+    print(
+        "ours / diffusers: {:.2f}, of CPU time {:.2f}".format(*(best["ours"][k] / best["diffusers"][k] for k in (0, 1)))
+    )
 
 
 if __name__ == "__main__":
