@@ -119,7 +119,7 @@ def test_devices_send_nothing_larger_than_the_keys_and_values_of_the_attention(n
     video = np.zeros((1, 2 * time, 16 * side, 32 * side, 3), np.float32)
     for method, x in (("decode", z), ("encode", video)):
         begin = partial(vae_stream.piece, vae, params, {}, first=True, method=method, mesh=mesh)
-        arguments = jax.eval_shape(lambda x: begin(xs=(x,)), x[:, :1])[1], (x,)
+        arguments = jax.eval_shape(lambda first, begin=begin: begin(xs=(first,)), x[:, :1])[1], (x,)
         cache, xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows), arguments)
         compiled = vae_stream.piece.lower(vae, params, cache, xs, False, method, mesh).compile()
         _, collectives, _ = hlo.read(compiled.as_text(), 8)

@@ -3,6 +3,7 @@
 tests/fixtures/wan_vae.safetensors was written by tests/parity/wan_vae.py; weights and inputs are drawn here again.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 import sora_jax
+from sora_jax.errors import InputError
 from sora_jax.models.vae_stream import stream_decode, stream_encode
 from sora_jax.train import configs
 from sora_jax.weights import convert, wan_vae
@@ -23,9 +25,10 @@ sys.path.insert(0, str(HERE / "parity"))
 from drawn import drawn, weight  # noqa: E402 (its folder is named above)
 
 FIXTURE = safetensors.load_file(HERE / "fixtures" / "wan_vae.safetensors")
+SIZES = dict(multipliers=[1, 2, 4, 4], blocks=2, time=[1, 2, 2], space=[2, 2, 2], linear_skip=False, dtype="float32")
 FORMS = {
-    "2.1": dict(width=4, decoder_width=0, patch=1, channels=16, shortcuts=False),
-    "2.2": dict(width=4, decoder_width=6, patch=2, channels=48, shortcuts=True),
+    "2.1": dict(width=4, decoder_width=0, patch=1, channels=16, shortcuts=False) | SIZES,
+    "2.2": dict(width=4, decoder_width=6, patch=2, channels=48, shortcuts=True) | SIZES,
 }
 KEPT = [0, 1, 2, 3, 4, 39, 40, 78, 79, 80]  # of 81 frames
 
@@ -40,18 +43,26 @@ def test_published_sizes(variant, parameters):
     )
 
 
+def written(folder: Path, form: str, dialect: str, **beside) -> dict[str, np.ndarray]:
+    """Writes a narrow VAE as its peers would, and returns its tensors."""
+    shapes = {path: leaf.shape for path, leaf in convert.flat(wan_vae.shapes(FORMS[form], {})).items()}
+    theirs = {}
+    for name, place in places(wan_vae.names(FORMS[form]), dialect, 0).items():
+        shape = place.layout.theirs(np.zeros(shapes.pop(place.ours), bool)).shape
+        theirs[name] = weight(name, shape)
+    assert shapes.keys() == set(wan_vae.CONSTANTS), "every parameter has a name"
+    folder.mkdir(parents=True)
+    safetensors.save_file(theirs, folder / "vae.safetensors")
+    if beside:
+        (folder / "config.json").write_text(json.dumps(beside))
+    return theirs
+
+
 @pytest.fixture(scope="module", params=FORMS)
 def imported(request, tmp_path_factory):
     """(form, model): a checkpoint as diffusers' would be, imported and loaded."""
-    fields = dict(multipliers=(1, 2, 4, 4), blocks=2, time=(1, 2, 2), space=(2, 2, 2)) | FORMS[request.param]
-    shapes = convert.flat(wan_vae.shapes(fields, {}))
-    theirs = {}
-    for name, place in places(wan_vae.names(fields), "diffusers", 0).items():
-        shape = np.zeros(shapes[place.ours].shape, bool)
-        theirs[name] = weight(name, place.layout.theirs(shape).shape)
     folder = tmp_path_factory.mktemp("vae")
-    (folder / "theirs").mkdir()
-    safetensors.save_file(theirs, folder / "theirs" / "vae.safetensors")
+    written(folder / "theirs", request.param, "diffusers")
     convert.import_([folder / "theirs"], folder / "ours")
     return request.param, sora_jax.load(folder / "ours")
 
@@ -77,6 +88,7 @@ def test_a_clip_of_odd_size_as_diffusers(imported):
     np.testing.assert_allclose(np.clip(pixels, -1, 1), theirs["pixels"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_images_and_streamed_clips_as_diffusers(imported):
     form, model = imported
     vae, params = model.vae, model.params["vae"]
@@ -89,3 +101,41 @@ def test_images_and_streamed_clips_as_diffusers(imported):
         ours = np.concatenate([np.asarray(x) for x in stream_decode(vae, params, (z - mean) / std, 1)], 1)
         ours = ours[:, KEPT] if frames == 81 else ours
         np.testing.assert_allclose(np.clip(ours, -1, 1), theirs["pixels"], atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dialect", ["original", "diffusers"])
+def test_a_vae_comes_and_goes(tmp_path, form, dialect):
+    theirs = written(tmp_path / "theirs", form, dialect)
+    convert.import_([tmp_path / "theirs"], tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "model.json").read_text())["vae"] == FORMS[form]
+    ours = safetensors.load_file(tmp_path / "ours" / "vae.safetensors")
+    mean, std = wan_vae.STATISTICS[FORMS[form]["channels"]]
+    np.testing.assert_array_equal(ours["latent_mean"], np.float32(mean))
+    np.testing.assert_array_equal(ours["latent_std"], np.float32(std))
+    qkv = {"original": "decoder.middle.1", "diffusers": "decoder.mid_block.attentions.0"}[dialect] + ".to_qkv.weight"
+    np.testing.assert_array_equal(ours["decoder/mid_attention/qkv/kernel"], theirs[qkv][:, :, 0, 0].T)
+
+    convert.export(tmp_path / "ours", tmp_path / "back")
+    back = safetensors.load_file(tmp_path / "back" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert sum(x.size for x in back.values()) == sum(x.size for x in theirs.values())
+    if dialect == "diffusers":
+        assert back.keys() == theirs.keys() and all((back[name] == theirs[name]).all() for name in theirs)
+    convert.import_([tmp_path / "back"], tmp_path / "again")
+    for name in ("vae.safetensors", "model.json"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_config_beside_a_vae_tells_its_latents(tmp_path):
+    mean, std = [i / 3 for i in range(16)], [1 + i / 7 for i in range(16)]
+    written(tmp_path / "theirs", "2.1", "diffusers", latents_mean=mean, latents_std=std)
+    convert.import_([tmp_path / "theirs"], tmp_path / "ours")
+    convert.export(tmp_path / "ours", tmp_path / "back")
+    convert.import_([tmp_path / "back"], tmp_path / "again")
+    for folder in ("ours", "again"):
+        ours = safetensors.load_file(tmp_path / folder / "vae.safetensors")
+        np.testing.assert_array_equal(ours["latent_mean"], np.float32(mean))
+        np.testing.assert_array_equal(ours["latent_std"], np.float32(std))
+    written(tmp_path / "other", "2.1", "diffusers", latents_mean=mean[1:])
+    with pytest.raises(InputError, match="mean and std of this VAE's latents of 16 channels"):
+        convert.import_([tmp_path / "other"], tmp_path / "none")

@@ -15,7 +15,7 @@ from sora_jax import cli
 from sora_jax.errors import InputError
 from sora_jax.model import BUNDLED, dit_shapes, load, text_shapes
 from sora_jax.train import configs
-from sora_jax.weights import convert, files, published, umt5, wan, wan_vae
+from sora_jax.weights import convert, files, published, umt5, wan
 from sora_jax.weights.names import places
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -209,70 +209,6 @@ def test_published_models_have_the_published_number_of_parameters(name):
 
 def test_umt5_xxl_has_the_published_number_of_parameters():
     assert sum(x.size for x in jax.tree.leaves(text_shapes(published.TEXT))) == 5_680_910_336
-
-
-# The VAE
-
-VAES = {
-    "2.1": dict(width=4, multipliers=[1, 2, 4, 4], blocks=2, time=[1, 2, 2], space=[2, 2, 2], patch=1, channels=16)
-    | dict(linear_skip=False, dtype="float32", decoder_width=0, shortcuts=False),
-    "2.2": dict(width=4, multipliers=[1, 2, 4, 4], blocks=2, time=[1, 2, 2], space=[2, 2, 2], patch=2, channels=48)
-    | dict(linear_skip=False, dtype="float32", decoder_width=6, shortcuts=True),
-}
-
-
-def vae(folder: Path, version: str, dialect: str, **beside) -> dict[str, np.ndarray]:
-    """Writes a narrow VAE as its peers would, and returns its tensors."""
-    fields = VAES[version]
-    shapes = {path: leaf.shape for path, leaf in convert.flat(wan_vae.shapes(fields, {})).items()}
-    rng = np.random.default_rng(0)
-    theirs = {}
-    for name, place in places(wan_vae.names(fields), dialect, 0).items():
-        values = rng.standard_normal(shapes.pop(place.ours), np.float32)
-        theirs[name] = np.ascontiguousarray(place.layout.theirs(values))
-    assert shapes.keys() == set(wan_vae.CONSTANTS), "every parameter has a name"
-    folder.mkdir(parents=True)
-    safetensors.save_file(theirs, folder / "vae.safetensors")
-    if beside:
-        (folder / "config.json").write_text(json.dumps(beside))
-    return theirs
-
-
-@pytest.mark.parametrize("version", VAES)
-@pytest.mark.parametrize("dialect", ["original", "diffusers"])
-def test_a_vae_comes_and_goes(tmp_path, version, dialect):
-    theirs = vae(tmp_path / "theirs", version, dialect)
-    convert.import_([tmp_path / "theirs"], tmp_path / "ours")
-    assert json.loads((tmp_path / "ours" / "model.json").read_text())["vae"] == VAES[version]
-    ours = safetensors.load_file(tmp_path / "ours" / "vae.safetensors")
-    mean, std = wan_vae.STATISTICS[VAES[version]["channels"]]
-    np.testing.assert_array_equal(ours["latent_mean"], np.float32(mean))
-    np.testing.assert_array_equal(ours["latent_std"], np.float32(std))
-    qkv = {"original": "decoder.middle.1", "diffusers": "decoder.mid_block.attentions.0"}[dialect] + ".to_qkv.weight"
-    np.testing.assert_array_equal(ours["decoder/mid_attention/qkv/kernel"], theirs[qkv][:, :, 0, 0].T)
-
-    convert.export(tmp_path / "ours", tmp_path / "back")
-    back = safetensors.load_file(tmp_path / "back" / "vae" / "diffusion_pytorch_model.safetensors")
-    assert sum(x.size for x in back.values()) == sum(x.size for x in theirs.values())
-    if dialect == "diffusers":
-        assert back.keys() == theirs.keys() and all((back[name] == theirs[name]).all() for name in theirs)
-    convert.import_([tmp_path / "back"], tmp_path / "again")
-    for name in ("vae.safetensors", "model.json"):
-        assert same(tmp_path / "ours" / name, tmp_path / "again" / name)
-
-
-def test_the_config_beside_a_vae_tells_its_latents(tmp_path):
-    mean, std = [i / 3 for i in range(16)], [1 + i / 7 for i in range(16)]
-    vae(tmp_path / "theirs", "2.1", "diffusers", latents_mean=mean, latents_std=std)
-    convert.import_([tmp_path / "theirs"], tmp_path / "ours")
-    convert.export(tmp_path / "ours", tmp_path / "back")
-    convert.import_([tmp_path / "back"], tmp_path / "again")
-    for folder in ("ours", "again"):
-        ours = safetensors.load_file(tmp_path / folder / "vae.safetensors")
-        np.testing.assert_array_equal(ours["latent_mean"], np.float32(mean))
-        np.testing.assert_array_equal(ours["latent_std"], np.float32(std))
-    vae(tmp_path / "other", "2.1", "diffusers", latents_mean=mean[1:])
-    refused("mean and std of this VAE's latents of 16 channels", tmp_path / "other")
 
 
 def test_the_command_says_what_it_made(tmp_path, capsys):

@@ -55,7 +55,6 @@ LAYOUTS = {
     "first": Layout(lambda x: x[0], lambda x: x[None]),
     # (out, in) is our (in, out)
     "linear": Layout(lambda x: x.T, lambda x: x.T),
-    "conv2d": Layout(lambda x: rearrange(x, "o i h w -> h w i o"), lambda x: rearrange(x, "h w i o -> o i h w")),
     "conv3d": Layout(
         lambda x: rearrange(x, "o i f h w -> f h w i o"), lambda x: rearrange(x, "f h w i o -> o i f h w")
     ),
@@ -69,7 +68,7 @@ LAYOUTS = {
         lambda x: rearrange(x, "o c f h w -> (f h w c) o"),
         lambda x: rearrange(x, "(f h w c) o -> o c f h w", **PATCH),
     ),
-}
+}  # fmt: skip
 
 
 class Place(NamedTuple):
