@@ -27,6 +27,7 @@ from sora_jax import prompting
 from sora_jax.diffusion import canvas, sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
+from sora_jax.models import vae_stream
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.models.vae import VAE
@@ -77,9 +78,10 @@ class Model:
         """Pixels to a latent along (frames, rows, columns); the first frame has a latent of its own."""
         return self.vae.grid
 
-    def encode(self, video: Video) -> Float[np.ndarray, "f h w c"]:
+    def encode(self, video: Video, tile: int | None = None) -> Float[np.ndarray, "f h w c"]:
         """Normalised latents of a video, cropped to the grid: 1 + k*time frames from the start, sides about the centre.
 
+        tile: see `decode`.
         Raises InputError when a side is shorter than one latent.
         """
         time, side, _ = self.grid
@@ -92,16 +94,31 @@ class Model:
         starts = range(1, f, CHUNK * time)
         # The last chunk is filled up by repeating: causal layers never see it, and one length compiles once.
         chunks = [x[:1], *(_filled(x[i : i + CHUNK * time], CHUNK * time) for i in starts)]
+        if tile:
+            x = np.concatenate(chunks, dtype=np.float32)[None] / np.float32(127.5) - 1
+            return vae_stream.tile_encode(self.vae, self.params["vae"], x, tile, CHUNK)[0, :latents]
         z = stream_encode(self.vae, self.params["vae"], (jnp.asarray(c[None], jnp.float32) / 127.5 - 1 for c in chunks))
         return np.concatenate([np.asarray(part[0], np.float32) for part in z])[:latents]
 
-    def decode(self, z: Float[np.ndarray, "f h w c"], fps: float = 8.0) -> Video:
-        """The video of normalised latents, in memory that grows only by the pixels themselves."""
-        chunks = -(-(len(z) - 1) // CHUNK)
-        filled = jnp.asarray(_filled(z, 1 + chunks * CHUNK))[None]
-        parts = stream_decode(self.vae, self.params["vae"], filled, CHUNK)
-        pixels = [np.round(np.clip(np.asarray(part[0]) * 127.5 + 127.5, 0, 255)).astype(np.uint8) for part in parts]
-        return Video(np.concatenate(pixels)[: 1 + (len(z) - 1) * self.grid[0]], fps)
+    def decode(self, z: Float[np.ndarray, "f h w c"], fps: float = 8.0, tile: int | None = None) -> Video:
+        """The video of normalised latents, in memory that grows only by the pixels themselves.
+
+        tile: the side in latents of tiles that are decoded one after the other (`models.vae_stream`), for frames whose
+        pieces do not fit memory: the same pixels for more work.
+        """
+        (f, h, w, _), (time, side, _) = z.shape, self.grid
+        filled = jnp.asarray(_filled(z, 1 + -(-(f - 1) // CHUNK) * CHUNK))[None]
+        if tile:
+            parts = vae_stream.tile_decode(self.vae, self.params["vae"], filled, tile, CHUNK)
+        else:
+            starts = (0, *range(1, filled.shape[1] * time, CHUNK * time))
+            pieces = stream_decode(self.vae, self.params["vae"], filled, CHUNK)
+            parts = ((slice(start, None), slice(None), slice(None), x) for start, x in zip(starts, pieces))
+        pixels = np.empty((1 + (f - 1) * time, h * side, w * side, 3), np.uint8)
+        for frames, rows, columns, part in parts:
+            at = pixels[frames.start : frames.start + part.shape[1], rows, columns]
+            at[:] = np.round(np.clip(np.asarray(part[0]) * 127.5 + 127.5, 0, 255))[: len(at)]
+        return Video(pixels, fps)
 
     def generate(
         self,
