@@ -85,8 +85,8 @@ def paint(
     of even ones, or the levels u themselves, from 1 down to 0; several values of `guidance` are spread over them, but
     two, where there are two transformers, are one for each. A canvas's noise depends on the seed and its place in the
     list alone, not on its neighbours in the row. `progress` is called with (steps done, steps in all). Under `with
-    jax.set_mesh(pod.mesh.make(...))` all of its devices paint: a row's patches are cut among those along context, weights
-    stay as they lie; every process calls, and gets, the same.
+    jax.set_mesh(pod.mesh.make(...))` all of its devices paint: a row's patches are cut among those along context,
+    weights stay as they lie; every process calls, and gets, the same.
     Raises InputError: an unknown solver, bad steps, too long a prompt, a canvas that memory does not hold.
     """
     config = model.config["sample"]
