@@ -32,6 +32,7 @@ def get_config(**changes) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "regression"
     config.seed = 0
+    config.init = ""
     config.steps = STEPS
     config.ema = 0.9
     config.save_every = SAVE_EVERY
