@@ -219,10 +219,11 @@ def find(name: str | os.PathLike) -> Path:
     return BUNDLED.get(os.fspath(name), Path(name))
 
 
-def load(path: str | os.PathLike = "tiny", host: bool = False) -> Model:
+def load(path: str | os.PathLike = "tiny", host: bool | None = None) -> Model:
     """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, but
     those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same. With `host`
-    they stay in the machine's memory, and each is on the device only while something computes with it.
+    the transformers stay in the machine's memory, and each is on the device only while it paints; None: where there are
+    two of them.
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -232,8 +233,9 @@ def load(path: str | os.PathLike = "tiny", host: bool = False) -> Model:
     try:
         config = json.loads((folder / "model.json").read_text())
         version = config.pop("format")
-        if "vae" not in config and "dit" in config:
-            raise InputError(f"{folder} has no VAE yet: add one by `sora-jax import` of its file")
+        for part in ("vae", "text") if "dit" in config else ():
+            if part not in config:
+                raise InputError(f"{folder} has no {part}.safetensors yet: add it by `sora-jax import` of its file")
         config["vae"]  # every model has one
     except InputError:
         raise
@@ -248,8 +250,9 @@ def load(path: str | os.PathLike = "tiny", host: bool = False) -> Model:
             raise KeyError(f"sample.{min(unsaid)}")
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
-    put = np.asarray if host else jnp.asarray
+    host = "dit_low" in shapes if host is None else host
     for name, tree in shapes.items():
+        put = np.asarray if host and name in DITS else jnp.asarray
         wide = getattr(model, "dit" if name in DITS else name).dtype != "bfloat16"
         tensors = _read(folder / f"{name}.safetensors", flat(tree))
         model.params[name] = unflat({path: put(x, jnp.float32 if wide else x.dtype) for path, x in tensors.items()})

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from sora_jax import cli
 from sora_jax.errors import InputError
-from sora_jax.model import dit_shapes, text_shapes
+from sora_jax.model import BUNDLED, dit_shapes, load, text_shapes
 from sora_jax.train import configs
 from sora_jax.weights import convert, files, published, umt5, wan
 from sora_jax.weights.names import places
@@ -208,3 +209,16 @@ def test_published_models_have_the_published_number_of_parameters(name):
 
 def test_umt5_xxl_has_the_published_number_of_parameters():
     assert sum(x.size for x in jax.tree.leaves(text_shapes(published.TEXT))) == 5_680_910_336
+
+
+def test_the_command_says_what_it_made(tmp_path, capsys):
+    dit(tmp_path / "theirs", "original")
+    assert cli.main(["import", "wan", str(tmp_path / "theirs"), "--out", str(tmp_path / "ours")]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["dit"] > 10_000
+    line = ["export", str(tmp_path / "ours"), "--format", "diffusers", "--out", str(tmp_path / "back")]
+    assert cli.main(line) == 0 and json.loads(capsys.readouterr().out)["files"].keys() == {"dit"}
+    assert cli.main(line) == 2 and "is not empty" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"has no vae.safetensors yet"):
+        load(tmp_path / "ours")
+    with pytest.raises(InputError, match="depends on the clip's size"):
+        convert.export(BUNDLED["tiny"], tmp_path / "tiny")

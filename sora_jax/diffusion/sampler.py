@@ -287,7 +287,8 @@ def relay(
         if here.start < here.stop:
             part = {"dit": params[name], "text": params["text"]}
             stretch = jax.tree.map(lambda x, here=here: x[here], whole_way)
-            carry = walk(dit, text, ticking, solver, predict, guided, whole, tick, part, batch, cache, carry, stretch)
+            walked = walk(dit, text, ticking, solver, predict, guided, whole, tick, part, batch, cache, carry, stretch)
+            carry = jax.block_until_ready(walked)  # or the next one would be sent while this one is still at work
     return ending(batch, carry)
 
 

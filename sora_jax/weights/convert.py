@@ -80,7 +80,7 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
         if tokenizers:
             written.append((out / ".tokenizer.part", out / "tokenizer.model"))
             written[-1][0].write_bytes(tokenizers[0].read_bytes())
-        if "dit" in config:
+        if "dit" in config and parts.keys() & {"dit", "dit_low"}:
             config |= painting(config)
         written.append((out / ".model.json.part", out / "model.json"))
         written[-1][0].write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -112,7 +112,7 @@ def identify(paths: Sequence[Path]) -> Found:
                 continue
             prefix = named.removesuffix(mark)  # such as "model.", of those who saved a module of another
             bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-            low = part == "dit" and any(folder in LOW for folder in paths[0].parts)
+            low = part == "dit" and paths[0].parent.name in LOW
             return matched("dit_low" if low else part, family, dialect, bare, paths)
     few = listed(tensors)
     raise InputError(f"{paths[0]} is no model that is known here: leave it out; it holds {few or 'nothing'}")
