@@ -31,6 +31,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
     pod/            many devices
       mesh.py         five axes, one table of rules; imports nothing of the story, so that models may read it
       context.py      attention over a row that several devices hold
+      hosts.py        processes begin together what they run together
       plan.py         a step compiled for TPUs that are not here    (steps.py, count.py, hlo.py, roofline.py, table.py)
       chips.py        the TPUs there are
     weights/        other people's checkpoints, by one table of names a family

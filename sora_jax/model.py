@@ -32,6 +32,7 @@ from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.models.vae import VAE
 from sora_jax.models.vae_stream import stream_decode, stream_encode
+from sora_jax.pod.mesh import placed
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
 BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
@@ -221,9 +222,9 @@ def find(name: str | os.PathLike) -> Path:
 
 def load(path: str | os.PathLike = "tiny", host: bool | None = None) -> Model:
     """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, but
-    those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same. With `host`
-    the transformers stay in the machine's memory, and each is on the device only while it paints; None: where there are
-    two of them.
+    those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same. Under `with
+    jax.set_mesh(...)` they lie spread over its devices. With `host` the transformers stay in the machine's memory, and
+    each is on the device only while it paints; None: where there are two of them.
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -252,10 +253,10 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None) -> Model:
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
     host = "dit_low" in shapes if host is None else host
     for name, tree in shapes.items():
-        put = np.asarray if host and name in DITS else jnp.asarray
         wide = getattr(model, "dit" if name in DITS else name).dtype != "bfloat16"
         tensors = _read(folder / f"{name}.safetensors", flat(tree))
-        model.params[name] = unflat({path: put(x, jnp.float32 if wide else x.dtype) for path, x in tensors.items()})
+        part = {name: unflat({path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()})}
+        model.params |= part if host and name in DITS else placed(part)
     if "text" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)
         if model.tokenizer.vocab > model.text.vocab:

@@ -119,14 +119,25 @@ def test_what_is_kept_of_attention_is_not_computed_again():
     args = (*tensors(1, ROW, ROW), seg, seg)
 
     def collectives(*names):
-        policy = jax.checkpoint_policies.save_only_these_names(*names)
-        attend = jax.checkpoint(on(mesh, layers.attend), policy=policy, prevent_cse=False)
+        attend = on(mesh, layers.attend)
+        if names:
+            policy = jax.checkpoint_policies.save_only_these_names(*names)
+            attend = jax.checkpoint(attend, policy=policy, prevent_cse=False)
         text = str(jax.make_jaxpr(functools.partial(with_gradients, attend))(*args))
         return text.count("all_to_all["), text.count("ppermute[")
 
-    none, out = collectives(), collectives(context.SAVED_OUT)
-    both = collectives(context.SAVED_IN, context.SAVED_OUT)
-    assert out[1] < none[1] and both[0] < out[0]
+    plain, none = collectives(), collectives("nothing of that name")
+    out, both = collectives(context.SAVED_OUT), collectives(context.SAVED_TRIPS, context.SAVED_OUT)
+    assert out[1] < none[1] and plain[0] < out[0]
+    assert both == plain
+
+
+def test_texts_keys_are_gathered_and_their_gradients_scattered():
+    """What is common to all patches of a row is nowhere summed up whole."""
+    mesh, (q_seg, kv_seg) = mesh_of(ring=2, ulysses=4), (packed(1, ROW), packed(1, TEXT))
+    args = (*tensors(1, ROW, TEXT), q_seg, kv_seg)
+    text = str(jax.make_jaxpr(functools.partial(with_gradients, on(mesh, layers.attend)))(*args))
+    assert (text.count("all_gather["), text.count("reduce_scatter["), text.count("psum[")) == (2, 2, 0)
 
 
 def test_the_platform_is_that_of_the_mesh():
@@ -200,6 +211,15 @@ def test_kernels_in_a_ring(kernel, small_tiles):
 
     attend = functools.partial(context.spread, functools.partial(kernels.flash, kernel))
     equal(across(mesh, *args, attend=attend), with_gradients(kernels.whole, *args), 3e-5)
+
+
+@pytest.mark.parametrize("width", [64, 128, 200, 384, 1024])
+def test_tiles_fill_a_row_and_stay_small(width):
+    for length in (1, 100, 1000, 32_640, 131_072):
+        side = kernels.tile(length, width)
+        whole = -(-length // side) * side
+        assert side % kernels.LANES == 0 and kernels.tile(whole, width) == side
+        assert side * max(width, kernels.LANES) <= kernels.TILE * kernels.LANES
 
 
 def test_too_many_tiles_name_the_ring(monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sora_jax.train import checkpoint
-from tests.test_train import ROOT, STEPS, lines, start, train, wait_until, whole  # noqa: F401 (fixtures)
+from tests.training import ROOT, STEPS, lines, start, train, wait_until, whole  # noqa: F401 (fixtures)
 
 HOSTS = 2
 
@@ -92,7 +92,7 @@ def test_a_killed_host_costs_one_interval(tmp_path):
     workdir = tmp_path / "run"
     launcher = local_pod("--workdir", str(workdir))
     try:
-        wait_until(lambda: checkpoint.steps(workdir / "checkpoints"), launcher, 900)
+        wait_until(lambda: checkpoint.steps(workdir / "checkpoints"), launcher, 900, pause=0.2)
         hosts = subprocess.run(["pgrep", "-P", str(launcher.pid), "-f", "sora_jax.cli"], capture_output=True, text=True)
         os.kill(int(hosts.stdout.split()[-1]), signal.SIGKILL)
         out, err = launcher.communicate(timeout=900)

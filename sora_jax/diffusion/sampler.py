@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from sora_jax.data.packing import patchify, positions, unpatchify
@@ -38,6 +39,7 @@ from sora_jax.diffusion import flow, solvers
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
 from sora_jax.models.kernels import BLOCK
+from sora_jax.pod import mesh as pod
 
 if TYPE_CHECKING:
     from sora_jax.model import Model
@@ -82,7 +84,9 @@ def paint(
     A prompt is a text, or the Shots of a clip. steps, guidance, solver: the model's own when None. `steps` is a number
     of even ones, or the levels u themselves, from 1 down to 0; several values of `guidance` are spread over them, but
     two, where there are two transformers, are one for each. A canvas's noise depends on the seed and its place in the
-    list alone, not on its neighbours in the row. `progress` is called with (steps done, steps in all).
+    list alone, not on its neighbours in the row. `progress` is called with (steps done, steps in all). Under `with
+    jax.set_mesh(pod.mesh.make(...))` all of its devices paint: a row's patches are cut among those along context,
+    weights stay as they lie; every process calls, and gets, the same.
     Raises InputError: an unknown solver, bad steps, too long a prompt, a canvas that memory does not hold.
     """
     config = model.config["sample"]
@@ -116,17 +120,19 @@ def paint(
     words = config["text_row"] * -(-max(item["text"] for item in items) // config["text_row"])
     rows = arrange([len(item["x"]) for item in items], [item["text"] for item in items], row, words)
     painted: dict[int, np.ndarray] = {}
+    mesh = jax.sharding.get_mesh()
     for r, members in enumerate(rows):
         batch = pack([items[i] for i in members], row, words)
+        batch = batch if mesh.empty else pod.place(mesh, batch, 1)
         tick = None if progress is None else lambda i, r=r: progress(r * steps + int(i) + 1, len(rows) * steps)
         kind = (model.dit, model.text, tick is not None, solver, predict, bool((scales != 1).any()))
         numbers = (jnp.asarray(us, jnp.float32), jnp.asarray(scales, jnp.float32), jnp.float32(cache))
         if turn < steps:
             x = relay(model.params, turn, *kind, batch, *numbers, _Tick(tick), whole)
         else:
-            params = {"dit": model.params["dit"], "text": model.params["text"]}
+            params = pod.placed({"dit": model.params["dit"], "text": model.params["text"]})
             x = denoise(*kind, params, batch, *numbers, _Tick(tick), whole)
-        x, start = np.asarray(x[0], np.float32), 0
+        x, start = np.asarray(multihost_utils.process_allgather(x, tiled=True)[0], np.float32), 0
         for i in members:
             painted[i] = x[start : start + len(items[i]["x"])]
             start += len(items[i]["x"])
@@ -285,7 +291,7 @@ def relay(
     carry, whole_way = beginning(solver, batch), way(us, guidance)
     for name, here in (("dit", slice(0, turn)), ("dit_low", slice(turn, len(guidance)))):
         if here.start < here.stop:
-            part = {"dit": params[name], "text": params["text"]}
+            part = pod.placed({"dit": params[name], "text": params["text"]})
             stretch = jax.tree.map(lambda x, here=here: x[here], whole_way)
             walked = walk(dit, text, ticking, solver, predict, guided, whole, tick, part, batch, cache, carry, stretch)
             carry = jax.block_until_ready(walked)  # or the next one would be sent while this one is still at work
@@ -388,10 +394,11 @@ def footprint(dit, row: int) -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes free on the device, or on the machine when the device is its CPU; None where nobody tells."""
-    stats = jax.devices()[0].memory_stats()
+    """Bytes free on the devices that share a row, or on the machine when its CPU is one; None where nobody tells."""
+    stats, mesh = jax.local_devices()[0].memory_stats(), jax.sharding.get_mesh()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
+        sharing = 1 if mesh.empty else mesh.shape["ring"] * mesh.shape["ulysses"]
+        return sharing * (stats["bytes_limit"] - stats["bytes_in_use"])
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

@@ -28,13 +28,13 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from sora_jax.models.layers import RMSNorm, attend, layer_norm, rope, rotate
-from sora_jax.pod.context import SAVED_IN, SAVED_OUT
-from sora_jax.pod.mesh import PATCHES, ROWS, into, out_of, shard
+from sora_jax.pod.context import SAVED_OUT, SAVED_TRIPS
+from sora_jax.pod.mesh import PATCHES, ROWS, in_place, into, out_of, shard
 
 TIME_SCALE = 1000.0  # noise levels in [0, 1] enter the sinusoids as timesteps in [0, 1000]
 TIME_FREQUENCIES = 256
 # what remat keeps of a block besides its input; attention grows with the row's square, its results only with the row
-KEEP = {"nothing": (), "attention": (SAVED_OUT,), "heads": (SAVED_IN, SAVED_OUT)}
+KEEP = {"nothing": (), "attention": (SAVED_OUT,), "heads": (SAVED_TRIPS, SAVED_OUT)}
 
 
 def sinusoid(t: Float[Array, "*b"], width: int = TIME_FREQUENCIES) -> Float[Array, "*b width"]:
@@ -85,7 +85,7 @@ class CrossAttention(nn.Module):
         k = RMSNorm(name="k_norm")(nn.Dense(width, dtype=self.dtype, dot_general=into, name="k")(ctx))
         v = nn.Dense(width, dtype=self.dtype, dot_general=into, name="v")(ctx)
         q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
-        q, k, v = shard(q, ROWS, PATCHES, "tensor", None), *(shard(y, ROWS, None, "tensor", None) for y in (k, v))
+        q, k, v = (shard(y, ROWS, PATCHES, "tensor", None) for y in (q, k, v))
         y = rearrange(attend(q, k, v, ask, txt_seg), "b s n k -> b s (n k)")
         return nn.Dense(width, dtype=self.dtype, dot_general=out_of, name="o")(y)
 
@@ -119,7 +119,7 @@ class DiT(nn.Module):
     width, depth, heads, mlp: the transformer's sizes; patch: latents per patch along (frames, rows, columns);
     channels: of the latents; given: channels of what else is known of each latent, behind its own in x; remat:
     recompute a block's insides in the backward pass instead of keeping them, except `keep`: "nothing", "attention"
-    (its results) or "heads" (q, k and v as well).
+    (its results) or "heads" (q, k and v as well, and what several devices exchanged).
     """
 
     width: int
@@ -149,14 +149,14 @@ class DiT(nn.Module):
         ask = seg if ask is None else ask
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_in")(x).astype(jnp.float32)
         x = shard(x, ROWS, PATCHES, None)
-        ctx = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="text_in")(ctx), approximate=True)
-        ctx = shard(
-            nn.Dense(self.width, dtype=self.dtype, name="text_out")(shard(ctx, ROWS, None, None)), ROWS, None, None
-        )
-        time = nn.Dense(self.width, name="time_in")(sinusoid(t * TIME_SCALE))
-        time = nn.Dense(self.width, name="time_out")(nn.silu(time))  # b k d
-        six = nn.Dense(6 * self.width, name="time_projection")(nn.silu(time))
-        six = rearrange(six, "b k (six d) -> b k six d", six=6)
+        ctx = nn.Dense(self.width, dtype=self.dtype, name="text_in")(shard(ctx, ROWS, PATCHES, None))
+        ctx = nn.Dense(self.width, dtype=self.dtype, name="text_out")(nn.gelu(ctx, approximate=True))
+        ctx = shard(ctx, ROWS, PATCHES, None)
+        time = nn.Dense(self.width, dot_general=in_place, name="time_in")(sinusoid(t * TIME_SCALE))
+        time = nn.Dense(self.width, dot_general=in_place, name="time_out")(nn.silu(time))  # b k d
+        six = nn.Dense(6 * self.width, dot_general=in_place, name="time_projection")(nn.silu(time))
+        six = shard(rearrange(six, "b k (six d) -> b k six d", six=6), ROWS, None, None, None)
+        time = shard(time, ROWS, None, None)
         cos, sin = rope(pos, self.width // self.heads)
         kept = jax.checkpoint_policies.save_only_these_names(*KEEP[self.keep])
         block = nn.remat(Block, prevent_cse=False, policy=kept) if self.remat else Block

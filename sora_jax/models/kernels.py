@@ -85,10 +85,10 @@ def flash(
 
     def fit(x: Array) -> Array:
         x = rearrange(x, "b s n k -> b n s k")
-        return filled(filled(x, 2, tile(x.shape[2]), 0), 3, LANES, 0) if kernel.tiled else x
+        return filled(filled(x, 2, tile(x.shape[2], width), 0), 3, LANES, 0) if kernel.tiled else x
 
     def ids(seg: Array) -> Array:
-        return filled(jnp.where(seg == 0, PADDING, seg), 1, tile(seg.shape[1]), FILL) if kernel.tiled else seg
+        return filled(jnp.where(seg == 0, PADDING, seg), 1, tile(seg.shape[1], width), FILL) if kernel.tiled else seg
 
     y = streamed(kernel, ring, fit(q * width**-0.5), fit(k), fit(v), ids(q_seg), ids(kv_seg))
     return rearrange(y[:, :, :length, :width], "b n s k -> b s n k")
@@ -100,10 +100,12 @@ def filled(x: Array, axis: int, multiple: int, value) -> Array:
     return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)], constant_values=value) if more else x
 
 
-def tile(length: int) -> int:
+def tile(length: int, width: int = LANES) -> int:
     """The side of a tile: of multiples of LANES up to TILE, one that fills a row of this length with the fewest tiles
-    and then the least padding. A row that is filled up to a multiple has the same tile again."""
-    return -(-length // (-(-length // TILE) * LANES)) * LANES
+    and then the least padding. A row that is filled up to a multiple has the same tile again. Heads wider than LANES
+    (a VAE's has all channels) take smaller tiles: a tile's queries, keys and values lie in vector memory too."""
+    most = max(1, TILE // (-(-width // LANES) * LANES)) * LANES
+    return -(-length // (-(-length // most) * LANES)) * LANES
 
 
 # ------------------------------------------------------------------------------------------------ XLA
@@ -237,7 +239,7 @@ def tokamax(interpret: bool = False) -> Kernel | None:
     shared = dict(mask_value=base.DEFAULT_MASK_VALUE, is_mqa=False, mask_function=None, fwd_mask_sparsity=1.0)
 
     def config(q, k):
-        bq, bk = tile(q.shape[2]), tile(k.shape[2])
+        bq, bk = tile(q.shape[2], q.shape[3]), tile(k.shape[2], q.shape[3])
         tiles = (q.shape[2] // bq) * (k.shape[2] // bk)
         if tiles > TILES:
             raise InputError(
@@ -292,7 +294,7 @@ def splash(interpret: bool = False) -> Kernel:
     )
 
     def sizes(q, k):
-        bq, bk = tile(q.shape[2]), tile(k.shape[2])
+        bq, bk = tile(q.shape[2], q.shape[3]), tile(k.shape[2], q.shape[3])
         return impl.BlockSizes(bq, bk, bk, bq, bk, bk, bq, bk, use_fused_bwd_kernel=False)
 
     def forward(q, k, v, q_seg, kv_seg):

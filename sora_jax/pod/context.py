@@ -7,7 +7,8 @@
                                  out = sum_i exp(lse_i - lse) out_i,   lse = log sum_i exp(lse_i).                  (2)
 
 A row is cut into rings' parts first, each of these among Ulysses' devices, so that after (1) a part is contiguous.
-Queries that attend to something short (a patch to text) need neither: the keys lie whole on every device.
+Queries that attend to something short (a patch to text) need neither: its keys and values, cut like patches, are
+gathered whole on every device.
 
 Imports nothing of `models`, which import it: the kernel that runs on each device is an argument. `spread` is what
 `models.layers.attend` calls; `streamed` is the loop over keys, with its own backward pass, also for a row in one piece.
@@ -29,9 +30,9 @@ from jaxtyping import Array, Float, Int
 from sora_jax.errors import InputError
 from sora_jax.pod.mesh import PATCHES, ROWS, fitting, others
 
-# What a rematerialised layer may keep (`jax.checkpoint_policies.save_only_these_names`): with IN and OUT the backward
-# pass repeats neither the attention nor its first all-to-all, with OUT alone it repeats the latter.
-SAVED_IN, SAVED_OUT = "attention_in", "attention_out"
+# What a rematerialised layer may keep (`jax.checkpoint_policies.save_only_these_names`): with OUT the backward pass
+# does not repeat the attention, with TRIPS (q, k, v as they came and the result as it went back) nor its all-to-alls.
+SAVED_OUT, SAVED_TRIPS = "attention_out", "attention_trips"
 NOTHING = -1e30  # lse of a query that has seen no key
 
 
@@ -46,9 +47,9 @@ def spread(
     """`local(q, k, v, q_seg, kv_seg, ring)` on every device's part; ring names the axis that keys travel, or is None.
 
     The mesh is the ambient one (`pod.mesh.on`); without one, or where every axis is manual already, all is local. As
-    many keys as queries are taken for a row's own patches and cut like them; other keys lie whole on every device. So
-    do those of a single head (a VAE's frame), whose queries are cut along every axis that rows leave. Both ways give
-    the same numbers. Rows or patches that do not divide over their axes are copied along them, as in
+    many keys as queries are taken for a row's own patches and stay where they are but for (1) and (2); other keys are
+    gathered, and so are those of a single head (a VAE's frame), whose queries are cut along every axis that rows leave.
+    Both ways give the same numbers. Rows or patches that do not divide over their axes are copied along them, as in
     `pod.mesh.fitting`.
     Raises InputError when the heads do not divide over tensor x ulysses.
     """
@@ -58,8 +59,9 @@ def spread(
     sizes, heads = dict(mesh.shape), q.shape[2]
     own = k.shape[1] == q.shape[1] and heads > 1
     rows, patches = fitting(q.shape[:2], (ROWS, PATCHES), sizes)
+    _, keys = fitting(k.shape[:2], (ROWS, PATCHES), sizes)
     if heads == 1:
-        (patches,) = fitting(q.shape[1:2], (others(rows),), sizes)
+        (patches,), (keys,) = (fitting(x.shape[1:2], (others(rows),), sizes) for x in (q, k))
     ring = "ring" if own and sizes["ring"] > 1 and "ring" in (patches or ()) else None
     ulysses = own and sizes["ulysses"] > 1 and "ulysses" in (patches or ())
     check_heads(heads, sizes["tensor"], sizes["ulysses"] if ulysses else 1)
@@ -68,14 +70,16 @@ def spread(
     def part(q, k, v, q_seg, kv_seg):
         if ulysses:  # equation (1)
             q, k, v = (lax.all_to_all(x, "ulysses", 2, 1, tiled=True) for x in (q, k, v))
+        elif keys and not own:  # its gradient is a reduce-scatter, where that of keys that come whole is an all-reduce
+            k, v = (lax.all_gather(x, keys, axis=1, tiled=True) for x in (k, v))
         y = local(q, k, v, q_seg, kv_seg, ring)
-        return lax.all_to_all(y, "ulysses", 1, 2, tiled=True) if ulysses else y
+        return checkpoint_name(lax.all_to_all(y, "ulysses", 1, 2, tiled=True), SAVED_TRIPS) if ulysses else y
 
     cut = P(rows, patches, tensor, None)
     if own:
         kv, q_ids, kv_ids = cut, P(rows, ring), P(rows, ring)
     else:
-        kv, q_ids, kv_ids = P(rows, None, tensor, None), P(rows, patches), P(rows, None)
+        kv, q_ids, kv_ids = P(rows, keys, tensor, None), P(rows, patches), P(rows, None)
     # check_vma: a Pallas kernel does not say along which axes its result varies
     part = jax.shard_map(part, in_specs=(cut, kv, kv, q_ids, kv_ids), out_specs=cut, check_vma=False)
     return part(q, k, v, q_seg, kv_seg)
@@ -140,7 +144,7 @@ def _forward(kernel, ring, q, k, v, q_seg, kv_seg):
 
 
 def _forward_kept(kernel, ring, q, k, v, q_seg, kv_seg):
-    q, k, v = (checkpoint_name(x, SAVED_IN) for x in (q, k, v))
+    q, k, v = (checkpoint_name(x, SAVED_TRIPS) for x in (q, k, v))
     out, lse = (checkpoint_name(x, SAVED_OUT) for x in _forward(kernel, ring, q, k, v, q_seg, kv_seg))
     return out, (q, k, v, q_seg, kv_seg, out, lse)
 

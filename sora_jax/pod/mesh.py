@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -33,6 +34,7 @@ KEYS = ("data", "fsdp", "context", "ring", "tensor")  # of config.mesh
 ROWS = ("data", "fsdp")
 PATCHES = ("ring", "ulysses")
 WEIGHTS = ("fsdp", "ring", "ulysses")
+BY_PATCH = ("x", "z", "eps", "pos", "seg", "ask", "level")  # of a batch, to train on or to paint
 
 # (name, parameter's path, axes of its last dimensions); the first that matches claims it, also inside EMA and optimizer
 # state, whose paths end like the parameter's. Dimensions before the last ones (a stack of layers) are whole everywhere.
@@ -42,7 +44,8 @@ RULES = (
     ("biases of hidden features", r"blocks/((self|cross)/[qkv]|mlp_up)/bias$", ("tensor",)),
     ("scales of heads", r"blocks/(self|cross)/[qk]_norm/scale$", ("tensor",)),
     ("the text's table", r"text/embed$", (None, WEIGHTS)),
-    ("maps at the ends", r"(_in|_out|time_projection|head)/kernel$", (WEIGHTS, None)),
+    ("maps of noise levels", r"time_(in|out|projection)/kernel$", (None, WEIGHTS)),
+    ("maps at the ends", r"(_in|_out|head)/kernel$", (WEIGHTS, None)),
     ("the VAE's linear codec", r"vae/(image|video)_(in|out)$", (WEIGHTS, None)),
     ("convolutions and maps of the VAE", r"vae/.*kernel$", (WEIGHTS,)),
     ("modulation", r"modulation$", (None, WEIGHTS)),
@@ -117,6 +120,14 @@ def into(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
 def out_of(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
     """`dot_general` of a Dense out of heads or hidden features, whose kernel RULES cut along its last dimension."""
     return jax.lax.dot_general(x, _gathered(kernel, ("tensor", WEIGHTS)), dimensions, **how)
+
+
+def in_place(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
+    """`dot_general` of a Dense of few inputs, whose kernel RULES cut along its last dimension and which stays so: every
+    device of a slice takes all of its inputs, and makes its own features of them."""
+    rest = [None] * (x.ndim - 1)
+    y = jax.lax.dot_general(shard(x, "data", *rest), shard(kernel, None, WEIGHTS), dimensions, **how)
+    return shard(y, "data", *rest[1:], WEIGHTS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -206,12 +217,18 @@ def shardings(mesh: Mesh, state):
     return jax.tree_util.tree_map_with_path(of, state)
 
 
+def placed(params):
+    """Weights by module ({"dit": ...}) where the ambient mesh (`jax.set_mesh`) has them; without one, on a device."""
+    mesh = jax.sharding.get_mesh()
+    return jax.tree.map(jnp.asarray, params) if mesh.empty else jax.device_put(params, shardings(mesh, params))
+
+
 def batch_sharding(mesh: Mesh, name: str, shape: Sequence[int]) -> NamedSharding:
-    """How an array of a batch is cut: rows along data and fsdp, patches (x, pos, seg) along ring and ulysses too.
+    """How an array of a batch is cut: rows along data and fsdp, patches (BY_PATCH) along ring and ulysses too.
 
     Text follows its rows: it is short, and every patch of a row may want to read all of it.
     """
-    axes = (ROWS, PATCHES) if name in ("x", "pos", "seg") else (ROWS,)
+    axes = (ROWS, PATCHES) if name in BY_PATCH else (ROWS,)
     axes = (*axes, *[None] * (len(shape) - len(axes)))
     return NamedSharding(mesh, fitting(shape, axes, dict(mesh.shape)))
 

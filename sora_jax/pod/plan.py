@@ -80,8 +80,8 @@ def plan(
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+        if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
+            raise  # other memories are a kernel's matter
         facts["memory"] = refused(str(error), step.held, usable)
         return {**facts, "fits": False, "seconds_to_compile": round(time.monotonic() - began, 1), "limits": LIMITS}
     facts["memory"] = memory(compiled.memory_analysis(), step.held, usable)
@@ -166,30 +166,41 @@ def least(config, mesh: Mapping[str, int], parameters: int) -> dict[str, float]:
 
 
 def search(config, topology: str, **options) -> list[dict]:
-    """What fits: for every way to keep attention's results, on the config's mesh and with context twice and half as
-    wide, the longest row, by doubling or halving the config's. The rows of a result are {mesh, keep, row, total, ...}.
+    """What fits: on the config's mesh and with context twice and half as wide, and for every way to keep what training
+    would recompute, the longest row. The rows of a result are {mesh, keep, row, total, ...}.
 
     Each try is one compilation; what does not fit is refused within seconds to a minute.
+    Raises InputError for a config without rows, a VAE's.
     """
+    if "dit" not in config:
+        raise InputError(
+            "--search looks for the longest row of a DiT, such as configs/dit.py:wan-14b; a VAE has no rows"
+        )
+    ways = ("heads", "attention", "nothing") if options.get("task", "train") == "train" else (config.dit.keep,)
     found = []
     for mesh in meshes(config, topology, options.get("slices", 1)):
-        for keep in ("heads", "attention", "nothing"):
-            best, row = None, config.data.row
-            while row >= 1024:
-                facts = tried(config, topology, mesh, keep, row, options)
-                if facts is None or not facts["fits"]:
-                    if best or facts is None:
-                        break
-                    row //= 2
-                    continue
-                grew = best is None or row > best["row"]
-                best = {"mesh": mesh, "keep": keep, "row": row, "total": facts["memory"]["total"],
-                        "recompute": facts["flops"]["recompute"], "mfu_bound": facts.get("mfu_bound")}  # fmt: skip
-                if row < config.data.row or not grew:
-                    break
-                row *= 2
-            found += [best] if best else []
+        row = config.data.row
+        for keep in ways:
+            if best := longest(config, topology, mesh, keep, row, options):
+                found.append(best)
+                row = best["row"]  # who keeps less takes as much
     return found
+
+
+def longest(config, topology: str, mesh: Mapping[str, int], keep: str, row: int, options: Mapping) -> dict | None:
+    """The longest row that fits, found from `row` by doubling what fits, or else by halving what does not."""
+    best, shrinking = None, False
+    while row >= 1024 and not (best and shrinking):
+        facts = tried(config, topology, mesh, keep, row, options)
+        if facts and facts["fits"]:
+            best = {"mesh": mesh, "keep": keep, "row": row, "total": facts["memory"]["total"],
+                    "recompute": facts["flops"]["recompute"], "mfu_bound": facts["mfu_bound"]}  # fmt: skip
+        elif best:
+            break
+        else:
+            shrinking = True
+        row = row // 2 if shrinking else row * 2
+    return best
 
 
 def tried(config, topology: str, mesh: Mapping[str, int], keep: str, row: int, options: Mapping) -> dict | None:

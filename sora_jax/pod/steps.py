@@ -66,12 +66,11 @@ def sampled(config, mesh) -> Step:
     params = jax.tree.map(lambda x, s: abstract(x.shape, x.dtype, s), shapes, spread)
     whole = NamedSharding(mesh, PartitionSpec())
     width = math.prod(dit.patch) * dit.channels
-    like = {"z": ("x", (1, row, width), jnp.float32), "eps": ("x", (1, row, width), jnp.float32)}
-    like |= {"pos": ("pos", (1, row, 3), jnp.int32)}
-    like |= dict.fromkeys(("seg", "ask", "level"), ("seg", (1, row), jnp.int32))
-    like |= dict.fromkeys(("start", "shift"), ("grid", (1, sampler.LEVELS), jnp.float32))
-    like |= dict.fromkeys(("txt", "txt_seg"), ("txt", (2, words), jnp.int32))
-    batch = {name: abstract(s, t, pod.batch_sharding(mesh, kind, s)) for name, (kind, s, t) in like.items()}
+    like = dict.fromkeys(("z", "eps"), ((1, row, width), jnp.float32)) | {"pos": ((1, row, 3), jnp.int32)}
+    like |= dict.fromkeys(("seg", "ask", "level"), ((1, row), jnp.int32))
+    like |= dict.fromkeys(("start", "shift"), ((1, sampler.LEVELS), jnp.float32))
+    like |= dict.fromkeys(("txt", "txt_seg"), ((2, words), jnp.int32))
+    batch = {name: abstract(s, t, pod.batch_sharding(mesh, name, s)) for name, (s, t) in like.items()}
     us, scales, cache = (abstract(s, jnp.float32, whole) for s in ((2,), (1,), ()))
 
     def step(params, batch, us, scales, cache):

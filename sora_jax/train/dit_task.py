@@ -33,6 +33,7 @@ from sora_jax.errors import InputError
 from sora_jax.model import Model, find, load
 from sora_jax.models.dit import DiT, training_flops
 from sora_jax.models.text import TextEncoder, Tokenizer
+from sora_jax.pod.hosts import joined
 from sora_jax.train.tasks import Task
 
 EVAL_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -132,6 +133,7 @@ def make(config) -> Task:
     def held_out() -> list[dict]:
         return [batch for batch, _ in islice(stream(config.data.held_out, 0, None), EVAL_BATCHES)]
 
+    @joined
     @jax.jit
     def error_at(params: dict, batch: dict, key, t: Array) -> Array:
         levels = jnp.full(batch["grid"].shape[:2], t)

@@ -43,6 +43,7 @@ from sora_jax.data.pipeline import redeal
 from sora_jax.errors import InputError
 from sora_jax.model import load
 from sora_jax.pod import mesh as pod
+from sora_jax.pod.hosts import joined, together
 from sora_jax.train import checkpoint, optimizer
 from sora_jax.train.log import Log, replace, say, writing
 
@@ -90,6 +91,7 @@ def run(task, config, workdir: str | Path) -> dict:
     compilation_cache()
     mesh = pod.make(config.mesh)
     update, abstract, fresh = prepare(task, config, mesh)
+    update, fresh = joined(update), joined(fresh)
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = only_run(workdir)
@@ -122,11 +124,13 @@ def run(task, config, workdir: str | Path) -> dict:
                 compiles = announce(batch, shapes, config.opt.accumulate)
                 if config.profile and step == config.profile:
                     jax.profiler.start_trace(str(workdir / "tensorboard"))
+                # Several processes on a CPU deadlock in gloo, jax 0.10 and 0.11, unless each step is waited for.
+                lockstep = jax.process_count() > 1 and jax.default_backend() == "cpu"
+                if lockstep:
+                    together()  # see `pod.hosts`
                 state, metrics = update(state, pod.place(mesh, batch, hosts))
                 step += 1
                 # One step may be under way while the next is prepared, no more: a signal is answered within two.
-                # (Several processes on a CPU deadlock in gloo, jax 0.10 and 0.11, unless each step is waited for.)
-                lockstep = jax.process_count() > 1 and jax.default_backend() == "cpu"
                 jax.block_until_ready(metrics["loss"] if lockstep else done)
                 done = metrics["loss"]
 
@@ -151,6 +155,7 @@ def run(task, config, workdir: str | Path) -> dict:
                             task.pictures(ema, Path(folder), step)
                             for picture in Path(folder).iterdir():  # pictures are drawn here, a bucket is not
                                 (workdir / "samples" / picture.name).write_bytes(picture.read_bytes())
+                    together()  # painting takes the first process minutes
             cursors, began = everyones(cursor, host), time.perf_counter()
             checkpoints.save(step, state, cursors)
             checkpoints.wait()

@@ -23,6 +23,7 @@ from sora_jax import media
 from sora_jax.data import pipeline, worlds
 from sora_jax.evaluate import metrics
 from sora_jax.models.vae import VAE, principal_components, split_blocks
+from sora_jax.pod.hosts import joined
 from sora_jax.pod.mesh import shard
 from sora_jax.train.tasks import Task
 
@@ -89,6 +90,7 @@ def make(config) -> Task:
 
     rebuild = jax.jit(lambda params, video: vae.apply({"params": params["vae"]}, scaled(video)))
 
+    @joined
     @jax.jit
     def squared_error(params: dict, video: Array) -> Float[Array, b]:
         return shard(jnp.square(rebuild(params, video) - scaled(video)).mean((1, 2, 3, 4)), None)
