@@ -2,7 +2,7 @@
 PROMPT ?= a large red circle moves right
 MODEL ?= tiny
 
-.PHONY: demo test slow lint train clean
+.PHONY: demo test slow lint parity train clean
 
 demo:  ## paint one prompt with the bundled model
 	@sh launch/venv.sh .venv ""
@@ -25,9 +25,18 @@ lint:
 	@sh launch/venv.sh .venv-test test
 	.venv-test/bin/ruff check . && .venv-test/bin/ruff format --check .
 
+parity:  ## what torch, diffusers and transformers compute (in a Python 3.11 of their own), written anew and compared
+	@sh launch/venv.sh .venv-test test
+	@sh launch/parity.sh .venv-parity
+	@for script in tests/parity/wan*.py; do .venv-parity/bin/python $$script || exit 1; done
+	@rm -rf .venv-parity/wan && .venv-test/bin/sora-jax import wan tests/fixtures/wan --out .venv-parity/wan/ours
+	@.venv-test/bin/sora-jax export .venv-parity/wan/ours --format diffusers --out .venv-parity/wan/back
+	@.venv-parity/bin/python tests/parity/exported.py .venv-parity/wan/back
+	.venv-test/bin/python -m pytest -q -m "" tests/test_weights_parity.py tests/test_wan_vae.py
+
 train:  ## the whole system from nothing on two CPU cores, in about 15 minutes; run again to resume
 	@sh launch/venv.sh .venv-test test
 	@PATH="$(CURDIR)/.venv-test/bin:$$PATH" bash launch/speedrun.sh
 
 clean:
-	rm -rf .venv .venv-test .venv-test-3.11 out build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-test .venv-test-3.11 .venv-parity out build dist *.egg-info .pytest_cache .ruff_cache

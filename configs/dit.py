@@ -17,11 +17,15 @@ Variants:
               images can be made: colours, shapes and counts are learned at a fifth of the cost, motion then.
     speedrun  clips of up to 9 frames (`--max-frames 9`), 400 steps, for `make train`.
     smoke     20 steps in about a minute from the embedded world alone, a checkpoint every 5.
-    wan-14b   Wan 2.1's two sizes (arXiv:2503.20314) and a text encoder of T5's base size, for pods: their Wan-VAE's
-    wan-1.3b  latents and a tokenizer are yours to make. `sora-jax plan` says what they cost before they run.
+    wan-1.3b, wan-14b, wan-5b, wan-a14b, wan-a14b-i2v
+              the transformers of Wan 2.1 and 2.2 (weights/published.py; of a14b one of its two) and a text encoder of
+              T5's base size, for pods: their VAE's latents and a tokenizer are yours to make. `sora-jax plan` says what
+              they cost before they run.
 """
 
 from ml_collections import ConfigDict
+
+from sora_jax.weights import published
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
@@ -139,32 +143,29 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.dit.mlp = 128
         c.prompts = c.prompts[:1]
         c.opt.warmup = 5
-    elif variant in WAN:
-        wan(c, *WAN[variant])
+    elif variant in published.MODELS:
+        wan(c, published.MODELS[variant])
     elif variant != "tiny":
-        known = ", ".join(("tiny", "speedrun", "smoke", *WAN))
+        known = ", ".join(("tiny", "speedrun", "smoke", *published.MODELS))
         raise ValueError(f"configs/dit.py has no variant {variant!r}; choose one of {known}")
     return c.lock()
 
 
-WAN = {"wan-14b": (5120, 40, 40, 13824, 131072), "wan-1.3b": (1536, 30, 12, 8960, 65536)}
-
-
-def wan(c: ConfigDict, width: int, depth: int, heads: int, mlp: int, row: int) -> None:
-    """A pod's training of Wan 2.1's transformer on rows of `row` patches, one a group of devices that share it."""
+def wan(c: ConfigDict, model: published.Published) -> None:
+    """A pod's training of a published transformer on long rows, one a group of devices that share it."""
+    row = 131_072 if model.dit["width"] > 4096 else 65_536
     c.steps = 100_000
     c.ema = 0.9999
     c.save_every = 500
     c.eval_every = c.picture_every = 5000
     c.tokenizer = "tiny"  # a stand-in: any of at most text.vocab pieces
     c.text.update(vocab=32128, width=768, depth=12, heads=12, head_width=64, mlp=2048, dtype="bfloat16")  # T5 1.1 base
-    c.dit.update(width=width, depth=depth, heads=heads, mlp=mlp, channels=16, patch=(1, 2, 2))
-    c.dit.update(remat=True, dtype="bfloat16")
+    c.dit.update(**model.dit, patch=(1, 2, 2), remat=True, dtype="bfloat16")
     c.dit.keep = "heads"  # costs memory, saves a sixth of the work and of what devices send
     c.flow.predict = "velocity"
     c.flow.law = "logit_normal"
     c.flow.shift_base = 1024.0
     c.flow.floor = 1e-3
     c.data.update(row=row, rows=64, text_row=1024, segments=16, text_tokens=512, open_rows=64, lookahead=64)
-    c.sample.update(row=row, text_row=1024, fps=16.0, frames=81)
+    c.sample.update(row=row, text_row=1024, fps=model.fps, frames=model.frames)
     c.opt.update(name="adamw", lr=1e-4, b2=0.95, warmup=1000, schedule="constant")

@@ -6,7 +6,8 @@ Variants:
     tiny      the bundled model's: 4x8x8, 48 channels, 2.9M parameters, on the embedded world; 5 minutes on 2 cores.
     speedrun  the same for `make train`: 2 minutes.
     smoke     20 steps in about a minute, a checkpoint every 5: does everything run, does a killed run resume?
-    wan       the shape of Wan 2.1's VAE (arXiv:2503.20314), for real footage on accelerators.
+    wan       the shape of Wan 2.1's VAE (arXiv:2503.20314), for real footage on accelerators: 4x8x8, 16 channels.
+    wan-2.2   the shape of Wan 2.2's: 4x16x16, 48 channels, 704,688,668 parameters (2.1: 126,892,531).
 """
 
 from ml_collections import ConfigDict
@@ -70,7 +71,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.vae.width = 8
         c.data.crops = ((2, 5, 32, 32), (4, 1, 32, 32))
         c.opt.warmup = 5
-    elif variant == "wan":
+    elif variant in ("wan", "wan-2.2"):
         c.steps = 200_000
         c.ema = 0.9999
         c.save_every = 1000
@@ -84,6 +85,14 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.vae.channels = 16
         c.vae.linear_skip = False
         c.vae.dtype = "bfloat16"
+        c.vae.decoder_width = 0  # as the encoder's
+        c.vae.shortcuts = False
+        if variant == "wan-2.2":
+            c.vae.width = 160
+            c.vae.decoder_width = 256
+            c.vae.patch = 2
+            c.vae.channels = 48
+            c.vae.shortcuts = True
         c.loss.kl = 1e-6
         c.loss.lpips = 0.5
         c.loss.lpips_frames = 4
@@ -92,5 +101,5 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.opt.lr = 1e-4
         c.opt.warmup = 1000
     elif variant != "tiny":
-        raise ValueError(f"configs/vae.py has no variant {variant!r}; choose tiny, speedrun, smoke or wan")
+        raise ValueError(f"configs/vae.py has no variant {variant!r}; choose tiny, speedrun, smoke, wan or wan-2.2")
     return c.lock()

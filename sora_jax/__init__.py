@@ -22,7 +22,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
     diffusion/
       flow.py         noising, targets, noise-level laws
       canvas.py       what is known of a clip and how much of it may change: (z, start)
-      sampler.py      guidance and solvers in one lax.scan
+      sampler.py      guidance and solvers in one lax.scan    (solvers.py: from one noise level to the next)
     train/
       loop.py         one loop: mesh, data, state, step, checkpoint, samples, preemption
       tasks.py        what the VAE and the DiT give the loop    (vae_task.py, dit_task.py)
@@ -34,6 +34,10 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       hosts.py        processes begin together what they run together
       plan.py         a step compiled for TPUs that are not here    (steps.py, count.py, hlo.py, roofline.py, table.py)
       chips.py        the TPUs there are
+    weights/        other people's checkpoints, by one table of names a family
+      names.py        what a table is         (wan.py, wan_vae.py, umt5.py: the tables; published.py: the sizes)
+      files.py        safetensors and torch.save's files, tensor by tensor, read as data
+      convert.py      into a model folder, and back
     evaluate/       metrics, and what the world's oracle sees
 
     import sora_jax

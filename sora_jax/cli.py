@@ -95,11 +95,24 @@ def plan(args) -> None:
 
 
 def export(args) -> None:
-    """Write the averaged weights of a training's last checkpoint as a model folder."""
+    """Write a training's averaged weights, of its last checkpoint, as a model folder, or a model folder's parts for
+    diffusers."""
+    if args.format == "diffusers":
+        from sora_jax.weights import convert
+
+        print(json.dumps(convert.export(args.source, args.out)))
+        return
     from sora_jax.model import export
 
-    export(args.workdir, args.out, args.dtype)
+    export(args.source, args.out, args.dtype)
     print(json.dumps({"path": args.out}))
+
+
+def import_(args) -> None:
+    """Make a model folder of other people's weights, in the layout of their authors or of diffusers."""
+    from sora_jax.weights import convert
+
+    print(json.dumps(convert.import_(args.source, args.out)))
 
 
 def data_build(args) -> None:
@@ -213,10 +226,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--picture", metavar="FILE.png", help="and draw memory and time as bars")
     p.epilog = "Any value of the config can be set here: --config.dit.keep=nothing"
 
-    p = verb(verbs, "export", export, "a training's weights to a model folder")
-    p.add_argument("workdir", metavar="WORKDIR")
+    p = verb(verbs, "export", export, "a training's weights to a model folder, or a model folder for diffusers")
+    p.add_argument("source", metavar="WORKDIR|MODEL")
     p.add_argument("--out", required=True, metavar="DIR")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored parameters")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of a training's parameters")
+    p.add_argument("--format", choices=("sora", "diffusers"), default="sora", help="diffusers: of a model folder")
+
+    p = verb(verbs, "import", import_, "other people's weights to a model folder")
+    p.add_argument("family", choices=("wan",))
+    p.add_argument("source", nargs="+", metavar="DIR|FILE", help=".safetensors (or an .index.json), .pth, spiece.model")
+    p.add_argument("--out", required=True, metavar="MODEL", help="a new folder, or a model to add parts to")
 
     data = verbs.add_parser("data", help="prepare datasets", description="Prepare datasets.")
     kinds = data.add_subparsers(metavar="WHAT", required=True)

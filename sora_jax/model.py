@@ -3,7 +3,7 @@
 model.json            the config: the fields of every module, and how to sample from it
 vae.safetensors       parameters; a tensor's name is its path in the tree, joined by "/"
 text.safetensors      (these two and the tokenizer are absent from a folder that holds a VAE alone)
-dit.safetensors
+dit.safetensors       (dit_low.safetensors beside it where a second transformer paints at low noise)
 tokenizer.model
 """
 
@@ -27,13 +27,16 @@ from sora_jax import prompting
 from sora_jax.diffusion import canvas, sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
+from sora_jax.models import vae_stream
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
-from sora_jax.models.vae import VAE, stream_decode, stream_encode
+from sora_jax.models.vae import VAE
+from sora_jax.models.vae_stream import stream_decode, stream_encode
 from sora_jax.pod.mesh import placed
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
 BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
+DITS = ("dit", "dit_low")  # the transformer, and where there are two the one for low noise
 SAMPLE = {"row", "text_row", "steps", "guidance", "solver", "fps", "frames"}  # what model.json says of painting
 CHUNK = 4  # latent frames decoded (or encoded) at a time, after the first
 
@@ -63,9 +66,11 @@ class Model:
 
     @property
     def sample(self) -> dict:
-        """How it paints unless told otherwise. Raises InputError when the model holds a VAE alone."""
+        """How it paints unless told otherwise. Raises InputError when the model holds a VAE alone, or cannot paint."""
         if self.tokenizer is None or "dit" not in self.params:
             raise InputError("this model holds only a VAE, which cannot paint a prompt: export a DiT's workdir")
+        if self.dit.given:
+            raise InputError("this model paints from a picture's latents beside the noise, which is not written yet")
         return self.config["sample"]
 
     @property
@@ -73,9 +78,10 @@ class Model:
         """Pixels to a latent along (frames, rows, columns); the first frame has a latent of its own."""
         return self.vae.grid
 
-    def encode(self, video: Video) -> Float[np.ndarray, "f h w c"]:
+    def encode(self, video: Video, tile: int | None = None) -> Float[np.ndarray, "f h w c"]:
         """Normalised latents of a video, cropped to the grid: 1 + k*time frames from the start, sides about the centre.
 
+        tile: see `decode`.
         Raises InputError when a side is shorter than one latent.
         """
         time, side, _ = self.grid
@@ -88,16 +94,31 @@ class Model:
         starts = range(1, f, CHUNK * time)
         # The last chunk is filled up by repeating: causal layers never see it, and one length compiles once.
         chunks = [x[:1], *(_filled(x[i : i + CHUNK * time], CHUNK * time) for i in starts)]
+        if tile:
+            x = np.concatenate(chunks, dtype=np.float32)[None] / np.float32(127.5) - 1
+            return vae_stream.tile_encode(self.vae, self.params["vae"], x, tile, CHUNK)[0, :latents]
         z = stream_encode(self.vae, self.params["vae"], (jnp.asarray(c[None], jnp.float32) / 127.5 - 1 for c in chunks))
         return np.concatenate([np.asarray(part[0], np.float32) for part in z])[:latents]
 
-    def decode(self, z: Float[np.ndarray, "f h w c"], fps: float = 8.0) -> Video:
-        """The video of normalised latents, in memory that grows only by the pixels themselves."""
-        chunks = -(-(len(z) - 1) // CHUNK)
-        filled = jnp.asarray(_filled(z, 1 + chunks * CHUNK))[None]
-        parts = stream_decode(self.vae, self.params["vae"], filled, CHUNK)
-        pixels = [np.round(np.clip(np.asarray(part[0]) * 127.5 + 127.5, 0, 255)).astype(np.uint8) for part in parts]
-        return Video(np.concatenate(pixels)[: 1 + (len(z) - 1) * self.grid[0]], fps)
+    def decode(self, z: Float[np.ndarray, "f h w c"], fps: float = 8.0, tile: int | None = None) -> Video:
+        """The video of normalised latents, in memory that grows only by the pixels themselves.
+
+        tile: the side in latents of tiles that are decoded one after the other (`models.vae_stream`), for frames whose
+        pieces do not fit memory: the same pixels for more work.
+        """
+        (f, h, w, _), (time, side, _) = z.shape, self.grid
+        filled = jnp.asarray(_filled(z, 1 + -(-(f - 1) // CHUNK) * CHUNK))[None]
+        if tile:
+            parts = vae_stream.tile_decode(self.vae, self.params["vae"], filled, tile, CHUNK)
+        else:
+            starts = (0, *range(1, filled.shape[1] * time, CHUNK * time))
+            pieces = stream_decode(self.vae, self.params["vae"], filled, CHUNK)
+            parts = ((slice(start, None), slice(None), slice(None), x) for start, x in zip(starts, pieces))
+        pixels = np.empty((1 + (f - 1) * time, h * side, w * side, 3), np.uint8)
+        for frames, rows, columns, part in parts:
+            at = pixels[frames.start : frames.start + part.shape[1], rows, columns]
+            at[:] = np.round(np.clip(np.asarray(part[0]) * 127.5 + 127.5, 0, 255))[: len(at)]
+        return Video(pixels, fps)
 
     def generate(
         self,
@@ -199,9 +220,11 @@ def find(name: str | os.PathLike) -> Path:
     return BUNDLED.get(os.fspath(name), Path(name))
 
 
-def load(path: str | os.PathLike = "tiny") -> Model:
-    """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, and
-    under `with jax.set_mesh(...)` lie spread over its devices.
+def load(path: str | os.PathLike = "tiny", host: bool | None = None) -> Model:
+    """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, but
+    those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same. Under `with
+    jax.set_mesh(...)` they lie spread over its devices. With `host` the transformers stay in the machine's memory, and
+    each is on the device only while it paints; None: where there are two of them.
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -211,7 +234,12 @@ def load(path: str | os.PathLike = "tiny") -> Model:
     try:
         config = json.loads((folder / "model.json").read_text())
         version = config.pop("format")
+        for part in ("vae", "text") if "dit" in config else ():
+            if part not in config:
+                raise InputError(f"{folder} has no {part}.safetensors yet: add it by `sora-jax import` of its file")
         config["vae"]  # every model has one
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / 'model.json'} is not a model's config") from None
     if version != FORMAT:
@@ -223,9 +251,14 @@ def load(path: str | os.PathLike = "tiny") -> Model:
             raise KeyError(f"sample.{min(unsaid)}")
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
-    model.params = placed({name: _read(folder / f"{name}.safetensors", flat(tree)) for name, tree in shapes.items()})
+    host = "dit_low" in shapes if host is None else host
+    for name, tree in shapes.items():
+        wide = getattr(model, "dit" if name in DITS else name).dtype != "bfloat16"
+        tensors = _read(folder / f"{name}.safetensors", flat(tree))
+        part = {name: unflat({path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()})}
+        model.params |= part if host and name in DITS else placed(part)
     if "text" in shapes:
-        model.tokenizer = Tokenizer(folder / "tokenizer.model")
+        model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)
         if model.tokenizer.vocab > model.text.vocab:
             raise InputError(
                 f"{folder / 'tokenizer.model'} has {model.tokenizer.vocab} pieces, "
@@ -236,16 +269,32 @@ def load(path: str | os.PathLike = "tiny") -> Model:
 
 def shapes_of(model: Model) -> dict[str, dict]:
     """{"vae": tree, ...}: the shapes of all parameters the model's config asks for, without computing anything."""
-    key, ints, shapes = jax.random.key(0), jnp.zeros((1, 1), jnp.int32), {}
-    time, side, _ = model.grid
-    video = jnp.zeros((1, 1 + time, side, side, 3))
-    shapes["vae"] = jax.eval_shape(lambda: model.vae.init(key, video))["params"]
+    shapes = {"vae": vae_shapes(model.config["vae"])}
     if "dit" in model.config:
-        shapes["text"] = jax.eval_shape(lambda: model.text.init(key, ints, ints))["params"]
-        x = jnp.zeros((1, 1, int(np.prod(model.dit.patch)) * model.dit.channels))
-        pos, t, ctx = jnp.zeros((1, 1, 3), jnp.int32), jnp.zeros((1, 1)), jnp.zeros((1, 1, model.text.width))
-        shapes["dit"] = jax.eval_shape(lambda: model.dit.init(key, x, pos, ints, t, ints, ctx, ints))["params"]
+        shapes["text"] = text_shapes(model.config["text"])
+        shapes |= {name: dit_shapes(model.config[name], model.text.width) for name in DITS if name in model.config}
     return shapes
+
+
+def vae_shapes(fields: dict) -> dict:
+    """The shapes of a VAE's parameters, as a tree."""
+    vae = VAE(**_hashable(fields))
+    time, side, _ = vae.grid
+    return jax.eval_shape(lambda: vae.init(jax.random.key(0), jnp.zeros((1, 1 + time, side, side, 3))))["params"]
+
+
+def text_shapes(fields: dict) -> dict:
+    """The shapes of a text encoder's parameters, as a tree."""
+    ints = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(lambda: TextEncoder(**_hashable(fields)).init(jax.random.key(0), ints, ints))["params"]
+
+
+def dit_shapes(fields: dict, text: int) -> dict:
+    """The shapes of a DiT's parameters, as a tree, for text states of width `text`."""
+    dit, ints = DiT(**_hashable(fields)), jnp.zeros((1, 1), jnp.int32)
+    x = jnp.zeros((1, 1, int(np.prod(dit.patch)) * (dit.channels + dit.given)))
+    pos, t, ctx = jnp.zeros((1, 1, 3), jnp.int32), jnp.zeros((1, 1)), jnp.zeros((1, 1, text))
+    return jax.eval_shape(lambda: dit.init(jax.random.key(0), x, pos, ints, t, ints, ctx, ints))["params"]
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Array]:
@@ -287,9 +336,8 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     else:
         base = load(config["vae_model"])
         settings = {name: config[name] for name in ("text", "dit", "flow", "sample")}
-        model = Model(
-            {"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]}, Tokenizer(find(config["tokenizer"]))
-        )
+        model = Model({"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]})
+        model.tokenizer = Tokenizer(find(config["tokenizer"]), model.text.rows, model.text.clean)
         trained = {name: tree for name, tree in shapes_of(model).items() if name != "vae"}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trained)
@@ -328,8 +376,8 @@ def latent_statistics(model: Model, config: dict, batches: int = 24) -> dict[str
     return {"latent_mean": jnp.asarray(center, jnp.float32), "latent_std": jnp.asarray(spread, jnp.float32)}
 
 
-def _read(path: Path, shapes: dict) -> dict:
-    """The tree of parameters in a safetensors file, which must hold exactly the tensors of `shapes`."""
+def _read(path: Path, shapes: dict) -> dict[str, np.ndarray]:
+    """The parameters by their paths in a safetensors file, which must hold exactly the tensors of `shapes`."""
     try:
         tensors = safetensors.load_file(path)
     except FileNotFoundError:
@@ -342,7 +390,7 @@ def _read(path: Path, shapes: dict) -> dict:
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name].shape:
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, the model needs {list(shapes[name].shape)}")
-    return unflat({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
+    return tensors
 
 
 def _hashable(fields: dict) -> dict:

@@ -84,7 +84,7 @@ def test_rows_and_patches_that_do_not_divide_are_copied():
     equal(across(mesh_of(data=2, ring=4), *args), with_gradients(layers.attend, *args))
 
 
-def test_one_head_is_not_cut():
+def test_one_head_is_cut_by_its_queries_alone():
     seg = packed(4, 48)
     args = (*tensors(4, 48, 48, heads=1), seg, seg)
     equal(across(mesh_of(fsdp=2, ulysses=2, tensor=2), *args), with_gradients(layers.attend, *args))

@@ -150,6 +150,10 @@ def test_encode_and_decode_keep_to_the_grid(model):
     x = video.frames[:21, 1:17, 1:33].astype(np.float32) / 127.5 - 1
     whole = jax.jit(lambda x: model.vae.apply({"params": model.params["vae"]}, x, method="encode"))(x[None])[0]
     np.testing.assert_allclose(z, whole, atol=2e-4)
+    # and in tiles
+    np.testing.assert_allclose(model.encode(video, tile=2), z, atol=2e-4)
+    difference = model.decode(z, tile=2).frames.astype(int) - model.decode(z).frames
+    assert np.abs(difference).max() <= 1  # of 255, where rounding falls the other way
     with pytest.raises(InputError, match="too small"):
         model.encode(Video(video.frames[:, :7], 8.0))
 

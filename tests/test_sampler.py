@@ -7,7 +7,7 @@ import pytest
 
 import sora_jax
 from sora_jax.data.packing import positions
-from sora_jax.diffusion import canvas, flow, sampler
+from sora_jax.diffusion import canvas, flow, sampler, solvers
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
 from sora_jax.pod import mesh as pod
@@ -50,7 +50,7 @@ def settings(**changes) -> dict:
     return {"seed": 0, "steps": 4, "guidance": 1.0, "solver": "euler", **changes}
 
 
-@pytest.mark.parametrize("solver", sampler.SOLVERS)
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
 @pytest.mark.parametrize("shift_base", [0.0, 4.0])
 def test_straight_lines_are_followed_exactly_whatever_the_steps(solver, shift_base):
     painter = Painter(0.7, shift_base)
@@ -59,7 +59,7 @@ def test_straight_lines_are_followed_exactly_whatever_the_steps(solver, shift_ba
         np.testing.assert_allclose(z, 0.7, atol=2e-5)
 
 
-@pytest.mark.parametrize("solver", sampler.SOLVERS)
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
 def test_known_latents_come_back_bit_for_bit(solver):
     rng = np.random.default_rng(0)
     z = rng.standard_normal((3, 5, 7, 4)).astype(np.float32)  # odd sides: painted on the grid above

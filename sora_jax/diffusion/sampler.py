@@ -4,23 +4,20 @@ At global noise level u, which falls from 1 to 0, a patch is at
 
     t(u) = min(shift(u), start)                                        (flow.py eq. 7, canvas.py)       (1)
 
-so that a patch with start = 0 never moves, and requests of any size share a row. Each step goes from t0 = t(u_i) to t1:
+so that a patch with start = 0 never moves, and requests of any size share a row. Each step goes from t0 = t(u_i) to
+t1, as its solver has it (solvers.py), by what the network sees of x0,
 
-    velocity = uncond + guidance (cond - uncond)                        (arXiv:2207.12598)              (2)
-    euler    x <- x + (t1 - t0) velocity                                                                (3)
-    dpm2m    x <- t1/t0 x + ((1 - t1) - (1 - t0) t1/t0) D,  D = x0 + h/(2 h') (x0 - x0')                (4)
-
-with x0 = x - t0 velocity, lambda = log((1-t)/t), h = lambda(t1) - lambda(t0), and x0', h' those of the step before
-(DPM-Solver++(2M), arXiv:2211.01095, with alpha = 1 - t and sigma = t; first order where lambda is infinite).
+    x0 = x - t0 velocity,    velocity = uncond + guidance (cond - uncond)                (arXiv:2207.12598)     (2)
 
 The step cache: what the network sees moves on smoothly, so a step may leave it out and go on along the line through
 its last two looks, k steps after the last,
 
-    x0 = x0' + k (x0' - x0'') / n    while    k |x0' - x0''|_1 / n < cache |x0'|_1                        (5)
+    x0 = x0' + k (x0' - x0'') / n    while    k |x0' - x0''|_1 / n < cache |x0'|_1                        (3)
 
 with n steps between the two looks (skipping by expected change: arXiv:2411.19108; here measured on x0 itself).
 
-The compiled program knows only the row's length: any size and duration run in the same one.
+The compiled program knows only the row's length: any size and duration run in the same one. A model with a second
+transformer for low noise (`dit_low`, below `sample.switch`) is painted with in two such programs, each given one.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from sora_jax.data.packing import patchify, positions, unpatchify
-from sora_jax.diffusion import flow
+from sora_jax.diffusion import flow, solvers
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
 from sora_jax.models.kernels import BLOCK
@@ -47,7 +44,6 @@ from sora_jax.pod import mesh as pod
 if TYPE_CHECKING:
     from sora_jax.model import Model
 
-SOLVERS = ("euler", "dpm2m")
 LEVELS = 64  # least length of a row's table of noise levels; longer tables come in powers of two
 CUT = 8  # latent frames that pass between two shots with a cut between them, as far as positions tell
 
@@ -86,18 +82,19 @@ def paint(
     """Paints every canvas to its prompt, all packed together, and returns their latents.
 
     A prompt is a text, or the Shots of a clip. steps, guidance, solver: the model's own when None. `steps` is a number
-    of even ones, or the levels u themselves, from 1 down to 0; several values of `guidance` are spread over them. A
-    canvas's noise depends on the seed and its place in the list alone, not on its neighbours in the row. `progress` is
-    called with (steps done, steps in all). Under `with jax.set_mesh(pod.mesh.make(...))` all of its devices paint: a
-    row's patches are cut among those along context, weights stay as they lie; every process calls, and gets, the same.
+    of even ones, or the levels u themselves, from 1 down to 0; several values of `guidance` are spread over them, but
+    two, where there are two transformers, are one for each. A canvas's noise depends on the seed and its place in the
+    list alone, not on its neighbours in the row. `progress` is called with (steps done, steps in all). Under `with
+    jax.set_mesh(pod.mesh.make(...))` all of its devices paint: a row's patches are cut among those along context,
+    weights stay as they lie; every process calls, and gets, the same.
     Raises InputError: an unknown solver, bad steps, too long a prompt, a canvas that memory does not hold.
     """
     config = model.config["sample"]
     steps = config["steps"] if steps is None else steps
     guidance = config["guidance"] if guidance is None else guidance
     solver = config["solver"] if solver is None else solver
-    if solver not in SOLVERS:
-        raise InputError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
+    if solver not in solvers.SOLVERS:
+        raise InputError(f"solver is {solver!r}; choose one of {', '.join(solvers.SOLVERS)}")
     if not 0 <= cache < float("inf"):
         raise InputError(f"cache is {cache}; give a share of 0 (no cache) or more")
     us = schedule(steps)
@@ -105,7 +102,12 @@ def paint(
     scales = np.atleast_1d(np.asarray(guidance, np.float32))
     if not np.isfinite(scales).all():
         raise InputError(f"guidance is {guidance}; give finite numbers")
-    scales = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(scales)), scales)
+    predict, turn = model.config["flow"]["predict"], turning(model, us)
+    whole = {"timesteps": 0, **model.config["flow"]}["timesteps"]
+    if turn < steps and len(scales) == 2:
+        scales = np.where(np.arange(steps) < turn, *scales)
+    else:
+        scales = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(scales)), scales)
     patch = model.dit.patch
     items = [
         prepare(model, canvas, prompt, negative, seed, i) for i, (canvas, prompt) in enumerate(zip(canvases, prompts))
@@ -115,18 +117,21 @@ def paint(
     check_memory(model, row, max(canvases, key=lambda canvas: canvas.start.size).start.shape, longest)
     if row > config["row"]:
         print(f"a clip of {longest} patches needs a row of {row} (the model's is {config['row']})", file=sys.stderr)
-    rows = arrange([len(item["x"]) for item in items], [item["text"] for item in items], row, config["text_row"])
+    words = config["text_row"] * -(-max(item["text"] for item in items) // config["text_row"])
+    rows = arrange([len(item["x"]) for item in items], [item["text"] for item in items], row, words)
     painted: dict[int, np.ndarray] = {}
-    mesh, params = jax.sharding.get_mesh(), pod.placed({name: model.params[name] for name in ("dit", "text")})
+    mesh = jax.sharding.get_mesh()
     for r, members in enumerate(rows):
-        batch = pack([items[i] for i in members], row, config["text_row"])
+        batch = pack([items[i] for i in members], row, words)
         batch = batch if mesh.empty else pod.place(mesh, batch, 1)
         tick = None if progress is None else lambda i, r=r: progress(r * steps + int(i) + 1, len(rows) * steps)
-        x = denoise(
-            model.dit, model.text, tick is not None, solver, model.config["flow"]["predict"], bool((scales != 1).any()),
-            params, batch, jnp.asarray(us, jnp.float32), jnp.asarray(scales, jnp.float32), jnp.float32(cache),
-            _Tick(tick),
-        )  # fmt: skip
+        kind = (model.dit, model.text, tick is not None, solver, predict, bool((scales != 1).any()))
+        numbers = (jnp.asarray(us, jnp.float32), jnp.asarray(scales, jnp.float32), jnp.float32(cache))
+        if turn < steps:
+            x = relay(model.params, turn, *kind, batch, *numbers, _Tick(tick), whole)
+        else:
+            params = pod.placed({"dit": model.params["dit"], "text": model.params["text"]})
+            x = denoise(*kind, params, batch, *numbers, _Tick(tick), whole)
         x, start = np.asarray(multihost_utils.process_allgather(x, tiled=True)[0], np.float32), 0
         for i in members:
             painted[i] = x[start : start + len(items[i]["x"])]
@@ -180,9 +185,9 @@ def prepare(model: Model, canvas: Canvas, prompt: str | Sequence[Shot], negative
     shots = [Shot(1, prompt)] if isinstance(prompt, str) else list(prompt)
     texts = [[model.tokenizer.encode(shot.prompt) for shot in shots], [model.tokenizer.encode(negative)] * len(shots)]
     words = max(sum(map(len, side)) for side in texts)
-    if words > model.config["sample"]["text_row"]:
+    if (longest := max(len(text) for side in texts for text in side)) > model.config["sample"]["text_row"]:
         raise InputError(
-            f"a prompt of {words} tokens is too long for this model, which takes {model.config['sample']['text_row']}"
+            f"a prompt of {longest} tokens is too long for this model, which takes {model.config['sample']['text_row']}"
         )
     x, pos = patchify(z, patch), positions(grid)
     ask = np.zeros(len(x), np.int32)
@@ -191,14 +196,16 @@ def prepare(model: Model, canvas: Canvas, prompt: str | Sequence[Shot], negative
         frame = np.maximum(latent * model.grid[0] - model.grid[0] + 1, 0)  # the first pixel frame of each patch
         ask = np.searchsorted(np.cumsum([shot.frames for shot in shots])[:-1], frame, side="right").astype(np.int32)
         pos = pos + np.cumsum([CUT * shot.cut for shot in shots])[ask][:, None] * np.array([1, 0, 0])
-    base = model.config["flow"]["shift_base"]
+    settings = model.config["flow"]  # one shift for all clips, or by their tokens
+    base = 0 if "shift" in settings else settings["shift_base"]
+    shift = settings["shift"] if "shift" in settings else float(np.sqrt(len(x) / base)) if base else 1.0
     return {
         "grid": grid,
         "x": x,
         "eps": patchify(eps, patch),
         "start": patchify(start, patch).max(-1),  # a patch has one noise level: its most painted latent's
         "pos": pos,
-        "shift": float(np.sqrt(len(x) / base)) if base else 1.0,
+        "shift": shift,
         "texts": texts,
         "ask": ask,
         "text": words,
@@ -256,12 +263,77 @@ def pack(items: Sequence[dict], row: int, text_row: int) -> dict[str, np.ndarray
     return batch
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 11))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 11, 12))
 def denoise(
     dit, text, ticking: bool, solver: str, predict: str, guided: bool, params: dict, batch: dict,
-    us: Float[Array, steps+1], guidance: Float[Array, steps], cache: Float[Array, ""], tick: _Tick,
+    us: Float[Array, steps+1], guidance: Float[Array, steps], cache: Float[Array, ""], tick: _Tick, whole: int = 0,
 ) -> Float[Array, "b s p"]:  # fmt: skip
-    """The whole way from u = 1 to 0 for one packed batch; compiled once per row length and number of steps."""
+    """The whole way from u = 1 to 0 for one packed batch; compiled once per row length and number of steps.
+
+    whole: the network is told noise levels in whole steps of so many, rounded down as in its training; 0: as they are.
+    """
+    carry = beginning(solver, batch)
+    walked = walk(
+        dit, text, ticking, solver, predict, guided, whole, tick, params, batch, cache, carry, way(us, guidance)
+    )
+    return ending(batch, walked)
+
+
+def relay(
+    params: dict, turn: int, dit, text, ticking: bool, solver: str, predict: str, guided: bool, batch: dict,
+    us: Float[Array, steps+1], guidance: Float[Array, steps], cache: Float[Array, ""], tick: _Tick, whole: int,
+) -> Float[Array, "b s p"]:  # fmt: skip
+    """The same way with two transformers: `params["dit"]` for the first `turn` steps, then `params["dit_low"]`.
+
+    One of them at a time is the argument of a program; where the parameters are the machine's and not the device's
+    (`load(..., host=True)`), only that one is on the device.
+    """
+    carry, whole_way = beginning(solver, batch), way(us, guidance)
+    for name, here in (("dit", slice(0, turn)), ("dit_low", slice(turn, len(guidance)))):
+        if here.start < here.stop:
+            part = pod.placed({"dit": params[name], "text": params["text"]})
+            stretch = jax.tree.map(lambda x, here=here: x[here], whole_way)
+            walked = walk(dit, text, ticking, solver, predict, guided, whole, tick, part, batch, cache, carry, stretch)
+            carry = jax.block_until_ready(walked)  # or the next one would be sent while this one is still at work
+    return ending(batch, carry)
+
+
+def turning(model: Model, us: Float[np.ndarray, steps + 1]) -> int:
+    """The number of steps that the first transformer takes: all, or, where there are two, those from `sample.switch`
+    up, in the whole steps that the network is told."""
+    if "dit_low" not in model.params:
+        return len(us) - 1
+    settings = model.config["flow"]
+    t = np.minimum(flow.shifted(us[:-1], settings["shift"]), solvers.TOP)
+    return int((np.floor(t * settings["timesteps"]) >= model.config["sample"]["switch"] * settings["timesteps"]).sum())
+
+
+def way(us: Float[Array, steps + 1], guidance: Float[Array, steps]) -> tuple:
+    """What each step is told: its number, the levels around it (see solvers.Levels), and its guidance."""
+    early = jnp.concatenate([us[:1], us[:1], us])  # before the first step nothing moves
+    levels = solvers.Levels(early[3:], early[2:-1], early[1:-2], early[:-3])
+    return jnp.arange(len(us) - 1), levels, guidance
+
+
+def beginning(solver: str, batch: dict) -> tuple:
+    """Noise where all is to be painted, the clean latents where nothing is; and nothing seen."""
+    start = jnp.take_along_axis(batch["start"], batch["level"], 1)[..., None]
+    x = (1 - start) * batch["z"] + start * batch["eps"]
+    nothing = jnp.zeros_like(x)
+    return x, solvers.remembered(solver, x), Seen(nothing, nothing, jnp.float32(jnp.inf), jnp.float32(0))
+
+
+def ending(batch: dict, carry: tuple) -> Float[Array, "b s p"]:
+    """What was painted, and what was known bit for bit."""
+    start = jnp.take_along_axis(batch["start"], batch["level"], 1)[..., None]
+    return jnp.where(start == 0, batch["z"], carry[0])
+
+
+def _walk(
+    dit, text, ticking: bool, solver: str, predict: str, guided: bool, whole: int, tick: _Tick,
+    params: dict, batch: dict, cache: Float[Array, ""], carry: tuple, steps: tuple,
+) -> tuple:  # fmt: skip
+    """A stretch of the way, from one carry to another: (x, what the solver remembers, what was seen)."""
     sides = 2 if guided else 1
     txt, txt_seg = batch["txt"][:sides], batch["txt_seg"][:sides]
     ctx = text.apply({"params": params["text"]}, txt, txt_seg)
@@ -277,17 +349,18 @@ def denoise(
         """x0 as the network sees it."""
         both, t0 = jnp.repeat(x, sides, 0), of(table)
         table = jnp.repeat(table, sides, 0)
-        out = dit.apply({"params": params["dit"]}, both, pos, seg, table, level, ctx, txt_seg, ask)
+        # the half thousandth is for what float32 lacks of a whole number
+        told = jnp.floor(jnp.minimum(table, solvers.TOP) * whole + 5e-4) / whole if whole else table
+        out = dit.apply({"params": params["dit"]}, both, pos, seg, told, level, ctx, txt_seg, ask)
         v = flow.velocity(predict, out, both, jnp.repeat(t0, sides, 0))
         if guided:  # equation (2)
             v = v[1:] + scale * (v[:1] - v[1:])
         return flow.clean(v, x, t0)
 
     def step(carry, now):
-        x, before, seen = carry
-        i, u, u1, u_before, scale = now
-        table = levels(u)
-        t0, t1 = of(table), of(levels(u1))
+        x, past, seen = carry
+        i, us, scale = now
+        table = levels(us.now)
 
         def look_again() -> Seen:
             x0 = look(x, table, scale)
@@ -295,35 +368,19 @@ def denoise(
             rate = jnp.abs(slope * real).sum() / jnp.abs(x0 * real).sum()
             return Seen(x0, slope, jnp.where(i > 0, rate, jnp.inf), jnp.float32(0))
 
-        smooth = (seen.ago + 1) * seen.rate < cache  # equation (5)
+        smooth = (seen.ago + 1) * seen.rate < cache  # equation (3)
         seen = jax.lax.cond(smooth, lambda: seen._replace(ago=seen.ago + 1), look_again)
         x0 = seen.x0 + seen.ago * seen.slope
-        if solver == "euler":
-            x = x + (t1 - t0) * (x - x0) / jnp.maximum(t0, 1e-6)
-        else:
-            h, h_before = half_log_ratio(levels(u1), table), half_log_ratio(table, levels(u_before))
-            second = jnp.isfinite(h) & jnp.isfinite(h_before) & (h_before > 0) & (i > 0)
-            weight = of(jnp.where(second, h / jnp.where(second, h_before, 1.0) / 2, 0.0))
-            d = x0 + weight * (x0 - before)
-            ratio = t1 / jnp.maximum(t0, 1e-6)
-            x = jnp.where(t0 > t1, ratio * x + ((1 - t1) - (1 - t0) * ratio) * d, x)
+        x, past = solvers.advance(solver, x, x0, past, solvers.Levels(*map(levels, us)), of)
         if ticking:
             jax.debug.callback(lambda i: _Tick.current(i), i)
-        return (x, x0, seen), None
+        return (x, past, seen), None
 
-    start, real = of(batch["start"]), (batch["seg"] > 0)[..., None]
-    x = (1 - start) * batch["z"] + start * batch["eps"]
-    count = jnp.arange(len(us) - 1)
-    before = jnp.concatenate([us[:1], us[:-2]])
-    nothing = jnp.zeros_like(x)
-    seen = Seen(nothing, nothing, jnp.float32(jnp.inf), jnp.float32(0))
-    (x, *_), _ = jax.lax.scan(step, (x, nothing, seen), (count, us[:-1], us[1:], before, guidance))
-    return jnp.where(start == 0, batch["z"], x)
+    real = (batch["seg"] > 0)[..., None]
+    return jax.lax.scan(step, carry, steps)[0]
 
 
-def half_log_ratio(t1: Array, t0: Array) -> Array:
-    """lambda(t1) - lambda(t0) of equation (4); infinite where t0 = 1 or t1 = 0."""
-    return jnp.log((1 - t1) / t1) - jnp.log((1 - t0) / t0)
+walk = jax.jit(_walk, static_argnums=(0, 1, 2, 3, 4, 5, 6, 7))
 
 
 # ------------------------------------------------------------------------------------------------ memory

@@ -117,8 +117,9 @@ class DiT(nn.Module):
     """See the file's head.
 
     width, depth, heads, mlp: the transformer's sizes; patch: latents per patch along (frames, rows, columns);
-    channels: of the latents; remat: recompute a block's insides in the backward pass instead of keeping them, except
-    `keep`: "nothing", "attention" (its results) or "heads" (q, k and v as well, and what several devices exchanged).
+    channels: of the latents; given: channels of what else is known of each latent, behind its own in x; remat:
+    recompute a block's insides in the backward pass instead of keeping them, except `keep`: "nothing", "attention"
+    (its results) or "heads" (q, k and v as well, and what several devices exchanged).
     """
 
     width: int
@@ -126,6 +127,7 @@ class DiT(nn.Module):
     heads: int
     mlp: int
     channels: int = 16
+    given: int = 0
     patch: tuple[int, int, int] = (1, 2, 2)
     remat: bool = True
     keep: str = "nothing"

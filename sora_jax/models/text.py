@@ -32,6 +32,13 @@ from sora_jax.pod.mesh import ROWS, into, out_of, shard
 PAD, EOS, UNK = 0, 1, 2  # T5's ids
 
 
+def clean_as_wan(text: str) -> str:
+    """A prompt as Wan was trained on: encoding mended by ftfy, HTML unescaped twice, white space collapsed."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
 def clean(text: str) -> str:
     """A prompt as the tokenizer wants it: HTML unescaped, NFC, white space and control characters made one space.
 
@@ -43,15 +50,23 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
+CLEANERS = {"own": clean, "wan": clean_as_wan}
+
+
 class Tokenizer:
     """A sentencepiece model: `encode(text) -> ids` ending in EOS, `decode(ids) -> text`, and its `vocab` size.
 
     `source` is its file, a model folder that has one, or its bytes; `data` keeps the bytes, to be stored unchanged.
     With byte fallback any language passes: `decode(encode(text)) == clean(text)`.
+    rows: the ids of a text are cut (EOS stays last) or filled with PAD to so many; 0: they are as many as they are.
+    clean: how a text is cleaned first, "own" or "wan": a key of CLEANERS.
     Raises InputError when the file is missing or is no sentencepiece model.
     """
 
-    def __init__(self, source: str | os.PathLike | bytes):
+    def __init__(self, source: str | os.PathLike | bytes, rows: int = 0, clean: str = "own"):
+        if clean not in CLEANERS:
+            raise InputError(f"text.clean is {clean!r}; choose one of {', '.join(CLEANERS)}")
+        self.rows, self.clean = rows, CLEANERS[clean]
         name = "what was given" if isinstance(source, bytes) else os.fspath(source)
         try:
             if not isinstance(source, bytes):
@@ -66,8 +81,12 @@ class Tokenizer:
         self.vocab = self.pieces.vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the cleaned text, EOS last; the empty text is [EOS]."""
-        return self.pieces.encode(clean(text)) + [EOS]
+        """Ids of the cleaned text, EOS last, then PAD up to `rows`; the empty text is [EOS]."""
+        ids = self.pieces.encode(self.clean(text))
+        if not self.rows:
+            return ids + [EOS]
+        ids = ids[: self.rows - 1] + [EOS]
+        return ids + [PAD] * (self.rows - len(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, up to the first EOS; padding is skipped."""
@@ -186,6 +205,9 @@ class Block(nn.Module):
 class TextEncoder(nn.Module):
     """T5 v1.1 (`bias_every_layer=False`) or umT5 (`True`); the layers are stacked and scanned.
 
+    rows, clean: of the Tokenizer that goes with it (see there).
+    PAD tokens inside a segment are seen by nobody and come out as zeros, but they are rows of their text: what reads
+    the states sees them. (Wan's texts are 512 rows, and its zeros are attended.)
     Parameters: `embed` [vocab width], `bias` [buckets heads] where shared, `blocks/...` (depth first), `norm/scale`.
     """
 
@@ -199,6 +221,8 @@ class TextEncoder(nn.Module):
     max_distance: int = 128
     bias_every_layer: bool = False
     dtype: str = "float32"
+    rows: int = 0
+    clean: str = "own"
 
     @nn.compact
     def __call__(self, txt: Int[Array, "b l"], txt_seg: Int[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -207,7 +231,8 @@ class TextEncoder(nn.Module):
         bias = None
         if not self.bias_every_layer:
             bias = self.param("bias", nn.initializers.normal(self.width**-0.5), (self.buckets, self.heads))
-        same = (txt_seg[:, :, None] == txt_seg[:, None, :]) & (txt_seg > 0)[:, :, None]  # b l l
+        real = (txt_seg > 0) & (txt != PAD)
+        same = (txt_seg[:, :, None] == txt_seg[:, None, :]) & real[:, None, :]  # b l l
         bucket = jnp.asarray(buckets_of(txt.shape[1], self.buckets, self.max_distance))
         blocks = nn.scan(
             Block,
@@ -218,4 +243,4 @@ class TextEncoder(nn.Module):
         )(self.heads, self.head_width, self.mlp, self.buckets, self.bias_every_layer, self.dtype, name="blocks")
         # left to itself the compiler computes the texts of all rows on every device
         x, _ = blocks(shard(embed[txt].astype(jnp.float32), ROWS, None, None), same, bucket, bias)
-        return Norm(name="norm")(x) * (txt_seg > 0)[:, :, None]
+        return Norm(name="norm")(x) * real[:, :, None]

@@ -3,10 +3,14 @@
     f = 1 + k * time  ->  f' = 1 + k        (the first frame stands alone: an image is a one-frame video)
     h, w              ->  h / space, w / space
 
-Shaped like Wan 2.1's (arXiv:2503.20314): channel-norm residual blocks, attention within a frame in the middle,
-convolutions that look only into the past. Every layer keeps the few past frames it needs in the collection `cache`, so
-that a clip can be encoded or decoded in pieces (`stream_decode`) with memory that does not grow with its length, and
-the pieces equal the full pass.
+Wan 2.1's VAE (arXiv:2503.20314), weight for weight: channel-norm residual blocks, attention within a frame in the
+middle, convolutions that look only into the past. Every layer keeps the few past frames it needs in the collection
+`cache`, so that a clip can be encoded or decoded in pieces (`models.vae_stream`) with memory that does not grow with
+its length, and the pieces equal the full pass.
+
+Wan 2.2's is the same with `patch` 2, its own `decoder_width` and `shortcuts`: around each size stands a linear path
+without weights, which averages a block of time x space x space values, channels included, on the way in, and repeats
+them on the way out.
 
 `linear_skip` adds a linear codec beside the network: each time x space x space block of pixels is projected to its
 latent and back. Set to the blocks' principal components (`principal_components`) and kept there, it lets training begin
@@ -14,9 +18,6 @@ where a linear codec ends, instead of spending its first hour getting there; the
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from sora_jax.models.layers import CausalConv3d, ChannelNorm, attend, conv3d, with_past
+from sora_jax.pod.mesh import shard_frames
 
 
 class ResBlock(nn.Module):
@@ -56,7 +58,7 @@ class FrameAttention(nn.Module):
         frame = jnp.ones(y.shape[:2], jnp.int32)
         y = attend(q, k, v, frame, frame)
         y = nn.Dense(width, dtype=self.dtype, name="out")(y)
-        return x + rearrange(y, "(b f) (h w) 1 c -> b f h w c", b=x.shape[0], h=x.shape[2])
+        return shard_frames(x + rearrange(y, "(b f) (h w) 1 c -> b f h w c", b=x.shape[0], h=x.shape[2]))
 
 
 class Downsample(nn.Module):
@@ -85,10 +87,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles time (frame 0 passes; its successors become pairs and never see it), then space by nearest and conv."""
+    """Doubles time (frame 0 passes; its successors become pairs and never see it), then space by nearest and conv.
+
+    features: of the convolution in space; without one (space 1) the channels stay what they are.
+    """
 
     time: int
     space: int
+    features: int
     dtype: str
 
     @nn.compact
@@ -108,8 +114,30 @@ class Upsample(nn.Module):
     def enlarge(self, x: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f h2 w2 o"]:
         if self.space == 2:
             x = jnp.repeat(jnp.repeat(x, 2, 2), 2, 3)
-            x = CausalConv3d(x.shape[-1] // 2, (1, 3, 3), dtype=self.dtype, name="conv")(x, first)
+            x = CausalConv3d(self.features, (1, 3, 3), dtype=self.dtype, name="conv")(x, first)
         return x
+
+
+def averaged(
+    x: Float[Array, "b f h w c"], features: int, time: int, space: int, first: bool
+) -> Float[Array, "b f2 h2 w2 o"]:
+    """Each time x space x space block's values, channel by channel, in `features` equal groups that are averaged.
+
+    The first frame stands at the end of a block whose other frames are zero (Wan 2.2 averages it with them).
+    """
+    if first:
+        x = jnp.pad(x, [(0, 0), (time - 1, 0)] + [(0, 0)] * 3)
+    x = rearrange(x, "b (f p) (h q) (w r) c -> b f h w (c p q r)", p=time, q=space, r=space)
+    return rearrange(x, "b f h w (o g) -> b f h w o g", o=features).mean(-1)
+
+
+def repeated(
+    x: Float[Array, "b f h w c"], features: int, time: int, space: int, first: bool
+) -> Float[Array, "b f2 h2 w2 o"]:
+    """Each value as many times as fill a time x space x space block of `features` channels; one frame of the first."""
+    x = jnp.repeat(x, features * time * space**2 // x.shape[-1], -1)
+    x = rearrange(x, "b f h w (o p q r) -> b (f p) (h q) (w r) o", p=time, q=space, r=space)
+    return x[:, time - 1 :] if first else x
 
 
 class FrozenDense(nn.Module):
@@ -125,25 +153,36 @@ class FrozenDense(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels (patchified) -> twice the latent channels: mean and log-variance."""
+    """Pixels (patchified) -> twice the latent channels: mean and log-variance.
+
+    part: "all" of it; its "outer" part alone, whose every output sees `vae_stream.reach` latents around it, no more; or
+    the "inner" rest, at the latents' own size, which sees a whole frame.
+    """
 
     width: int
     multipliers: tuple[int, ...]
     blocks: int
     time: tuple[int, ...]
     space: tuple[int, ...]
+    shortcuts: bool
     features: int
     dtype: str
     zero: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f2 h2 w2 o"]:
-        x = CausalConv3d(self.width, dtype=self.dtype, name="conv_in")(x, first)
-        for i, multiplier in enumerate(self.multipliers):
-            for j in range(self.blocks):
-                x = ResBlock(self.width * multiplier, self.dtype, name=f"block{i}_{j}")(x, first)
-            if i < len(self.time):
-                x = Downsample(self.time[i], self.space[i], self.dtype, name=f"down{i}")(x, first)
+    def __call__(self, x: Float[Array, "b f h w c"], first: bool, part: str = "all") -> Float[Array, "b f2 h2 w2 o"]:
+        if part != "inner":
+            x = CausalConv3d(self.width, dtype=self.dtype, name="conv_in")(x, first)
+            for i, multiplier in enumerate(self.multipliers):
+                fine, (time, space) = x, (self.time[i], self.space[i]) if i < len(self.time) else (1, 1)
+                for j in range(self.blocks):
+                    x = ResBlock(self.width * multiplier, self.dtype, name=f"block{i}_{j}")(x, first)
+                if i < len(self.time):
+                    x = Downsample(time, space, self.dtype, name=f"down{i}")(x, first)
+                if self.shortcuts:
+                    x = x + averaged(fine, x.shape[-1], time, space, first)
+        if part == "outer":
+            return x
         x = ResBlock(x.shape[-1], self.dtype, name="mid0")(x, first)
         x = FrameAttention(self.dtype, name="mid_attention")(x)
         x = ResBlock(x.shape[-1], self.dtype, name="mid1")(x, first)
@@ -153,29 +192,38 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> pixels (patchified), the encoder's mirror with one block more at each size."""
+    """Latents -> pixels (patchified), the encoder's mirror with one block more at each size; `part` as there."""
 
     width: int
     multipliers: tuple[int, ...]
     blocks: int
     time: tuple[int, ...]
     space: tuple[int, ...]
+    shortcuts: bool
     features: int
     dtype: str
     zero: bool
 
     @nn.compact
-    def __call__(self, z: Float[Array, "b f h w c"], first: bool) -> Float[Array, "b f2 h2 w2 o"]:
-        z = CausalConv3d(z.shape[-1], (1, 1, 1), dtype=self.dtype, name="quant")(z, first)
-        x = CausalConv3d(self.width * self.multipliers[-1], dtype=self.dtype, name="conv_in")(z, first)
-        x = ResBlock(x.shape[-1], self.dtype, name="mid0")(x, first)
-        x = FrameAttention(self.dtype, name="mid_attention")(x)
-        x = ResBlock(x.shape[-1], self.dtype, name="mid1")(x, first)
+    def __call__(self, x: Float[Array, "b f h w c"], first: bool, part: str = "all") -> Float[Array, "b f2 h2 w2 o"]:
+        if part != "outer":
+            x = CausalConv3d(x.shape[-1], (1, 1, 1), dtype=self.dtype, name="quant")(x, first)
+            x = CausalConv3d(self.width * self.multipliers[-1], dtype=self.dtype, name="conv_in")(x, first)
+            x = ResBlock(x.shape[-1], self.dtype, name="mid0")(x, first)
+            x = FrameAttention(self.dtype, name="mid_attention")(x)
+            x = ResBlock(x.shape[-1], self.dtype, name="mid1")(x, first)
+        if part == "inner":
+            return x
         for i, multiplier in enumerate(reversed(self.multipliers)):
+            coarse, width = x, self.width * multiplier
             for j in range(self.blocks + 1):
-                x = ResBlock(self.width * multiplier, self.dtype, name=f"block{i}_{j}")(x, first)
+                x = ResBlock(width, self.dtype, name=f"block{i}_{j}")(x, first)
             if i < len(self.time):
-                x = Upsample(self.time[-1 - i], self.space[-1 - i], self.dtype, name=f"up{i}")(x, first)
+                time, space = self.time[-1 - i], self.space[-1 - i]
+                features = width if self.shortcuts else width // 2
+                x = Upsample(time, space, features, self.dtype, name=f"up{i}")(x, first)
+                if self.shortcuts:
+                    x = x + repeated(coarse, width, time, space, first)
         x = nn.silu(ChannelNorm(name="norm_out")(x))
         return CausalConv3d(self.features, dtype=self.dtype, zero=self.zero, name="conv_out")(x, first)
 
@@ -184,7 +232,9 @@ class VAE(nn.Module):
     """See the file's head. `first=False` continues a stream and needs the `cache` of the chunk before.
 
     width, multipliers, blocks: channels at each size and residual blocks there (the decoder has one more).
+    decoder_width: the decoder's own; 0 is the encoder's.
     time, space: the factor (1 or 2) of each step between sizes; patch: pixels folded into channels before the first.
+    shortcuts: linear paths around each size, and upsampling that keeps its channels instead of halving them.
     """
 
     width: int = 96
@@ -196,6 +246,8 @@ class VAE(nn.Module):
     channels: int = 16
     linear_skip: bool = False
     dtype: str = "float32"
+    decoder_width: int = 0
+    shortcuts: bool = False
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -204,9 +256,10 @@ class VAE(nn.Module):
         return int(np.prod(self.time)), side, side
 
     def setup(self):
-        sizes = self.width, self.multipliers, self.blocks, self.time, self.space
-        self.encoder = Encoder(*sizes, 2 * self.channels, self.dtype, self.linear_skip)
-        self.decoder = Decoder(*sizes, 3 * self.patch**2, self.dtype, self.linear_skip)
+        sizes = self.multipliers, self.blocks, self.time, self.space, self.shortcuts
+        self.encoder = Encoder(self.width, *sizes, 2 * self.channels, self.dtype, self.linear_skip)
+        width = self.decoder_width or self.width
+        self.decoder = Decoder(width, *sizes, 3 * self.patch**2, self.dtype, self.linear_skip)
         self.latent_mean = self.param("latent_mean", nn.initializers.zeros, (self.channels,))
         self.latent_std = self.param("latent_std", nn.initializers.ones, (self.channels,))
         if self.linear_skip:
@@ -219,21 +272,6 @@ class VAE(nn.Module):
     def __call__(self, video: Float[Array, "b f h w 3"], first: bool = True) -> Float[Array, "b f h w 3"]:
         return self.decode(self.encode(video, first), first)
 
-    def moments(
-        self, video: Float[Array, "b f h w 3"], first: bool = True
-    ) -> tuple[Float[Array, "b f2 h2 w2 c"], Float[Array, "b f2 h2 w2 c"]]:
-        """Mean and log-variance of the posterior, before normalisation."""
-        x = rearrange(video, "b f (h q) (w r) c -> b f h w (c r q)", q=self.patch, r=self.patch)
-        mean, logvar = jnp.split(self.encoder(x, first).astype(jnp.float32), 2, -1)
-        if self.linear_skip:
-            blocks = split_blocks(video, self.grid, first)
-            mean = mean + jnp.concatenate(
-                ([self.image_in(blocks[0])] if first else [])
-                + ([self.video_in(blocks[1])] if blocks[1].shape[1] else []),
-                1,
-            )
-        return mean, jnp.clip(logvar, -30.0, 20.0)
-
     def encode(self, video: Float[Array, "b f h w 3"], first: bool = True) -> Float[Array, "b f2 h2 w2 c"]:
         """The posterior's mean, normalised by the stored statistics (`model.latent_statistics`)."""
         return (self.moments(video, first)[0] - self.latent_mean) / self.latent_std
@@ -242,20 +280,54 @@ class VAE(nn.Module):
         """Pixels of normalised latents, not clipped."""
         return self.pixels(z * self.latent_std + self.latent_mean, first)
 
+    def moments(
+        self, video: Float[Array, "b f h w 3"], first: bool = True
+    ) -> tuple[Float[Array, "b f2 h2 w2 c"], Float[Array, "b f2 h2 w2 c"]]:
+        """Mean and log-variance of the posterior, before normalisation."""
+        return self._posterior(self.encoder(self._folded(video), first), video, first)
+
     def pixels(self, z: Float[Array, "b f h w c"], first: bool = True) -> Float[Array, "b f2 h2 w2 3"]:
         """Pixels of latents before normalisation (as `moments` gives them)."""
-        x = self.decoder(z, first).astype(jnp.float32)
+        return self._unfolded(self.decoder(z, first), z, first)
+
+    # The same in two parts, of which one sees a few latents around and the other whole frames: see `vae_stream`.
+
+    def encode_outer(self, video: Float[Array, "b f h w 3"], first: bool = True) -> Float[Array, "b f2 h2 w2 d"]:
+        return self.encoder(self._folded(video), first, "outer")
+
+    def encode_inner(
+        self, x: Float[Array, "b f h w d"], video: Float[Array, "b f2 h2 w2 3"], first: bool = True
+    ) -> Float[Array, "b f h w c"]:
+        mean, _ = self._posterior(self.encoder(x, first, "inner"), video, first)
+        return (mean - self.latent_mean) / self.latent_std
+
+    def decode_inner(self, z: Float[Array, "b f h w c"], first: bool = True) -> Float[Array, "b f h w d"]:
+        return self.decoder(z * self.latent_std + self.latent_mean, first, "inner")
+
+    def decode_outer(
+        self, x: Float[Array, "b f h w d"], z: Float[Array, "b f h w c"], first: bool = True
+    ) -> Float[Array, "b f2 h2 w2 3"]:
+        return self._unfolded(self.decoder(x, first, "outer"), z * self.latent_std + self.latent_mean, first)
+
+    def _folded(self, video: Array) -> Array:
+        return rearrange(video, "b f (h q) (w r) c -> b f h w (c r q)", q=self.patch, r=self.patch)
+
+    def _posterior(self, x: Array, video: Array, first: bool) -> tuple[Array, Array]:
+        mean, logvar = jnp.split(x.astype(jnp.float32), 2, -1)
+        if self.linear_skip:
+            image, rest = split_blocks(video, self.grid, first)
+            parts = [self.image_in(image)] if first else []
+            mean = mean + jnp.concatenate(parts + ([self.video_in(rest)] if rest.shape[1] else []), 1)
+        return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def _unfolded(self, x: Array, z: Array, first: bool) -> Array:
+        x = x.astype(jnp.float32)
         video = rearrange(x, "b f h w (c r q) -> b f (h q) (w r) c", q=self.patch, r=self.patch)
         if self.linear_skip:
-            video = video + jnp.concatenate(
-                ([join_blocks(self.image_out(z[:, :1]), self.grid, 1)] if first else [])
-                + (
-                    [join_blocks(self.video_out(z[:, int(first) :]), self.grid, self.grid[0])]
-                    if z.shape[1] > first
-                    else []
-                ),
-                1,
-            )
+            image, rest = (z[:, :1], z[:, 1:]) if first else (z[:, :0], z)
+            parts = [join_blocks(self.image_out(image), self.grid, 1)] if first else []
+            parts += [join_blocks(self.video_out(rest), self.grid, self.grid[0])] if rest.shape[1] else []
+            video = video + jnp.concatenate(parts, 1)
         return video
 
 
@@ -292,34 +364,3 @@ def principal_components(
         {"kernel": into.astype(np.float32), "bias": (-mean @ into).astype(np.float32)},
         {"kernel": out.astype(np.float32), "bias": mean.astype(np.float32)},
     )
-
-
-# ------------------------------------------------------------------------------------------------ streaming
-
-
-@partial(jax.jit, static_argnums=(0, 4, 5))
-def _chunk(vae: VAE, params: dict, cache: dict, x: Array, first: bool, method: str) -> tuple[Array, dict]:
-    variables = {"params": params} if first else {"params": params, "cache": cache}
-    y, kept = vae.apply(variables, x, first, method=method, mutable=["cache"])
-    return y, kept["cache"]
-
-
-def stream_decode(
-    vae: VAE, params: dict, z: Float[Array, "b f h w c"], chunk: int = 4
-) -> Iterator[Float[Array, "b f2 h2 w2 3"]]:
-    """Decodes the first latent frame, then `chunk` at a time; the pieces joined equal `decode` of the whole."""
-    cache: dict = {}
-    starts = [0, *range(1, z.shape[1], chunk)]
-    for a, b in zip(starts, [*starts[1:], z.shape[1]]):
-        y, cache = _chunk(vae, params, cache, z[:, a:b], a == 0, "decode")
-        yield y
-
-
-def stream_encode(
-    vae: VAE, params: dict, chunks: Iterator[Float[Array, "b f h w 3"]]
-) -> Iterator[Float[Array, "b f2 h2 w2 c"]]:
-    """Encodes chunks of pixels: the first of 1 + 4j frames, the rest of 4j (for a time factor of 4)."""
-    cache: dict = {}
-    for i, video in enumerate(chunks):
-        z, cache = _chunk(vae, params, cache, video, i == 0, "encode")
-        yield z

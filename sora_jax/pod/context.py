@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from sora_jax.errors import InputError
-from sora_jax.pod.mesh import PATCHES, ROWS, fitting
+from sora_jax.pod.mesh import PATCHES, ROWS, fitting, others
 
 # What a rematerialised layer may keep (`jax.checkpoint_policies.save_only_these_names`): with OUT the backward pass
 # does not repeat the attention, with TRIPS (q, k, v as they came and the result as it went back) nor its all-to-alls.
@@ -47,9 +47,10 @@ def spread(
     """`local(q, k, v, q_seg, kv_seg, ring)` on every device's part; ring names the axis that keys travel, or is None.
 
     The mesh is the ambient one (`pod.mesh.on`); without one, or where every axis is manual already, all is local. As
-    many keys as queries are taken for a row's own patches and stay where they are but for (1) and (2); other keys, and
-    those of a single head (a VAE's frame), are gathered. Both ways give the same numbers. Rows or patches that do not
-    divide over their axes are copied along them, as in `pod.mesh.fitting`.
+    many keys as queries are taken for a row's own patches and stay where they are but for (1) and (2); other keys are
+    gathered, and so are those of a single head (a VAE's frame), whose queries are cut along every axis that rows leave.
+    Both ways give the same numbers. Rows or patches that do not divide over their axes are copied along them, as in
+    `pod.mesh.fitting`.
     Raises InputError when the heads do not divide over tensor x ulysses.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -59,6 +60,8 @@ def spread(
     own = k.shape[1] == q.shape[1] and heads > 1
     rows, patches = fitting(q.shape[:2], (ROWS, PATCHES), sizes)
     _, keys = fitting(k.shape[:2], (ROWS, PATCHES), sizes)
+    if heads == 1:
+        (patches,), (keys,) = (fitting(x.shape[1:2], (others(rows),), sizes) for x in (q, k))
     ring = "ring" if own and sizes["ring"] > 1 and "ring" in (patches or ()) else None
     ulysses = own and sizes["ulysses"] > 1 and "ulysses" in (patches or ())
     check_heads(heads, sizes["tensor"], sizes["ulysses"] if ulysses else 1)

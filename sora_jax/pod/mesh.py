@@ -164,6 +164,34 @@ def fitting(shape: Sequence[int], axes: Sequence, sizes: Mapping[str, int]) -> P
     return PartitionSpec(*spec)
 
 
+def frames(shape: Sequence[int], sizes: Mapping[str, int]) -> PartitionSpec:
+    """How frames [b f h w c] are cut: clips along data and fsdp, then rows along the axes that are left.
+
+    Columns instead of rows where more devices divide those. Asked of the latents' shape: what divides there divides at
+    all sizes of a VAE, and one that is asked at two of them might answer differently.
+    """
+    (clips,) = fitting(shape[:1], (ROWS,), sizes)
+    left = others(clips)
+    rows, columns = (fitting((n,), (left,), sizes)[0] for n in shape[2:4])
+    if math.prod(sizes[axis] for axis in left if axis not in others(rows)) >= math.prod(
+        sizes[axis] for axis in left if axis not in others(columns)
+    ):
+        return PartitionSpec(clips, None, rows, None, None)
+    return PartitionSpec(clips, None, None, columns, None)
+
+
+def others(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes of a mesh that a dimension's part of a spec does not take."""
+    taken = (axes,) if isinstance(axes, str) else axes or ()
+    return tuple(axis for axis in AXES if axis not in taken)
+
+
+def shard_frames(z: jax.Array) -> jax.Array:
+    """Pins latents, or what is of their size, as `frames` cuts them; without a mesh they are left as they are."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return z if mesh.empty else jax.lax.with_sharding_constraint(z, frames(z.shape, dict(mesh.shape)))
+
+
 def claim(path: str) -> tuple[str, tuple] | None:
     """(name, axes) of the rule that claims the parameter at a path such as "dit/blocks/self/q/kernel"."""
     return next(((name, axes) for name, pattern, axes in RULES if re.search(pattern, path)), None)

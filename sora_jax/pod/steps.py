@@ -87,7 +87,7 @@ def sampled(config, mesh) -> Step:
 
 
 def decoded(config, mesh, size: tuple[int, int]) -> Step:
-    """One streamed chunk of the VAE's decoder for frames of `size`, columns cut among all devices."""
+    """One streamed chunk of the VAE's decoder for frames of `size`, rows or columns cut among all devices."""
     from sora_jax.model import CHUNK
     from sora_jax.models import vae as models
 
@@ -96,16 +96,13 @@ def decoded(config, mesh, size: tuple[int, int]) -> Step:
     vae, (width, height) = models.VAE(**config.vae), size
     time, side, _ = vae.grid
     z = (1, CHUNK, height // side, width // side, vae.channels)
-    if height % side or width % (side * mesh.size):
+    if height % side or width % side or (z[2] % mesh.size and z[3] % mesh.size):
         near = max(1, round(width / side / mesh.size)) * mesh.size * side
         raise InputError(
-            f"frames of {width}x{height} do not divide into latents of {side} pixels, their columns among {mesh.size} "
-            f"devices: the nearest is {near}x{max(1, round(height / side)) * side}"
+            f"frames of {width}x{height} do not divide into latents of {side} pixels, their rows or columns among "
+            f"{mesh.size} devices: the nearest is {near}x{max(1, round(height / side)) * side}"
         )
-
-    def columns(shape) -> NamedSharding:
-        return NamedSharding(mesh, pod.fitting(shape, (None, None, None, pod.AXES, None), dict(mesh.shape)))
-
+    frames = NamedSharding(mesh, pod.frames(z, dict(mesh.shape)))
     first = jax.ShapeDtypeStruct((1, 1, *z[2:]), jnp.float32)
     shapes = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x, True, method="decode"), first)
     params = shapes["params"]
@@ -114,18 +111,17 @@ def decoded(config, mesh, size: tuple[int, int]) -> Step:
     )
     spread = pod.shardings(mesh, {"vae": params})["vae"]
     params = jax.tree.map(lambda x, s: abstract(x.shape, x.dtype, s), params, spread)
-    cache = jax.tree.map(lambda x: abstract(x.shape, x.dtype, columns(x.shape)), cache)
-    frames = (1, CHUNK * time, height, width, 3)
+    cache = jax.tree.map(lambda x: abstract(x.shape, x.dtype, frames), cache)
 
     def step(params, cache, z):
         y, kept = vae.apply({"params": params, "cache": cache}, z, False, method="decode", mutable=["cache"])
         return y, kept["cache"]
 
-    results = (columns(frames), jax.tree.map(lambda x: x.sharding, cache))
+    results = (frames, jax.tree.map(lambda x: x.sharding, cache))
     function = jax.jit(pod.on(mesh, step), out_shardings=results, donate_argnums=1)
     parts = held({"params": params, "cache": cache})
     facts = {"frames": CHUNK * time, "size": [width, height], "tokens": CHUNK * time}
-    return Step(function, (params, cache, abstract(z, jnp.float32, columns(z))), parts, size_of(params), None, facts)
+    return Step(function, (params, cache, abstract(z, jnp.float32, frames)), parts, size_of(params), None, facts)
 
 
 def abstract(shape, dtype, sharding) -> jax.ShapeDtypeStruct:

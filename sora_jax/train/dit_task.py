@@ -44,12 +44,16 @@ WORLD_CLIPS = 64
 def make(config) -> Task:
     """The task of `config.dit` and `config.text`, trained together on the latents of `config.data.path`."""
     text, dit = TextEncoder(**config.text), DiT(**config.dit)
-    tokenizer = Tokenizer(find(config.tokenizer))
+    tokenizer = Tokenizer(find(config.tokenizer), text.rows, text.clean)
     if tokenizer.vocab > config.text.vocab:
         raise InputError(f"{config.tokenizer} has {tokenizer.vocab} pieces, config.text.vocab only {config.text.vocab}")
     if dit.width % dit.heads or dit.width // dit.heads % 2:
         raise InputError(
             f"config.dit.heads is {dit.heads}: {dit.width} channels must divide into heads of an even width"
+        )
+    if dit.given:
+        raise InputError(
+            f"config.dit.given is {dit.given}: a DiT that is given more than noise can paint, not be trained"
         )
     shares = tuple(config.masks[name] for name in canvas.MASKS)
 
