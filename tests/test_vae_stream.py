@@ -74,7 +74,7 @@ def test_reach_is_what_gradients_say():
     assert 32 - 2 * into <= rows.min() and rows.max() <= 33 + 2 * into
 
 
-def test_every_laterpiece_runs_one_program_and_holds_the_same():
+def test_every_later_piece_runs_one_program_and_holds_the_same():
     vae, params = made(SHAPES["2.2"], np.zeros((1, 3, 16, 16, 3), np.float32))
     compiled = vae_stream.piece._cache_size()
     for method, chunks in (
