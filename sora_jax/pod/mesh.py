@@ -90,6 +90,11 @@ def make(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def here() -> Mesh:
+    """One of this process's devices alone, for what every process does by itself under a mesh of all."""
+    return make(dict.fromkeys(KEYS, 1), jax.local_devices()[:1])
+
+
 def on(mesh: Mesh, function: Callable) -> Callable:
     """The function, traced under the mesh: `shard` and attention know of it. To be jitted by the caller."""
 

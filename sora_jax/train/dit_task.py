@@ -33,6 +33,7 @@ from sora_jax.errors import InputError
 from sora_jax.model import Model, find, load
 from sora_jax.models.dit import DiT, training_flops
 from sora_jax.models.text import TextEncoder, Tokenizer
+from sora_jax.pod import mesh as pod
 from sora_jax.pod.hosts import joined
 from sora_jax.train.tasks import Task
 
@@ -125,7 +126,8 @@ def make(config) -> Task:
             seed = i + (worlds.HELD_OUT if path == "world-held-out" else 0)
             scene = worlds.sample(seed, size=size, frames=frames)
             short, long = worlds.captions(scene)
-            z = decoder().encode(media.Video(worlds.render(scene), scene.fps))
+            with jax.set_mesh(pod.here()):
+                z = decoder().encode(media.Video(worlds.render(scene), scene.fps))
             records.append({"z": z, "caption_short": short, "caption_long": long})
         return records
 
