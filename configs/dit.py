@@ -9,10 +9,10 @@
     sora-jax train --config configs/dit.py:tiny --workdir runs/dit --config.init=runs/images-model
 
 On a CPU with two cores, XLA_FLAGS=--xla_force_host_platform_device_count=2 and --config.mesh.data=2 make them two
-devices, each with rows of its own: a third faster than one device that has both.
+devices, each with rows of its own: faster than one device that has both.
 
 Variants:
-    tiny      the bundled model's: 4.5M parameters, mixed native sizes of the embedded world, rows of 1,728 patches.
+    tiny      the bundled model's: 4.4M parameters, mixed native sizes of the embedded world, rows of 1,728 patches.
     images    what it begins with: images alone, the world's scenes at their first frames. Of a video's patches five
               images can be made: colours, shapes and counts are learned at a fifth of the cost, motion then.
     speedrun  clips of up to 9 frames (`--max-frames 9`), 400 steps, for `make train`.
