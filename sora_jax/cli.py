@@ -120,7 +120,7 @@ def data_build(args) -> None:
     from sora_jax.data import dataset
 
     options = dict(captions=args.captions, fps=args.fps, runner=args.runner, beam=args.beam)
-    report(dataset.build(args.src, args.out, **options))
+    made(dataset.build(args.src, args.out, **options))
 
 
 def data_latents(args) -> None:
@@ -129,7 +129,7 @@ def data_latents(args) -> None:
 
     options = dict(max_pixels=args.max_pixels, max_frames=args.max_frames, fps=args.fps, clips=args.clips)
     options |= dict(seed=args.seed, runner=args.runner, beam=args.beam)
-    report(dataset.latents(args.dataset, args.model, args.out, **options))
+    made(dataset.latents(args.dataset, args.model, args.out, **options))
 
 
 def data_tokenizer(args) -> None:
@@ -159,7 +159,14 @@ def evaluate_prompting(args) -> None:
     prompting.evaluate(args.model, cases=args.cases, tasks=tasks, steps=args.steps, minute=args.minute)
 
 
-def report(facts: dict) -> None:
+def report_run(args) -> None:
+    """Write the story of a run, so far, as one HTML page: curves, samples, checkpoints, config."""
+    from sora_jax.evaluate import report
+
+    print(json.dumps({"path": str(report.write(args.workdir, args.out))}))
+
+
+def made(facts: dict) -> None:
     """What a dataset became, on stdout; what was skipped is in the dataset's own report.json."""
     if facts["skipped"]:
         where = Path(facts["out"]) / "report.json"
@@ -236,6 +243,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("family", choices=("wan",))
     p.add_argument("source", nargs="+", metavar="DIR|FILE", help=".safetensors (or an .index.json), .pth, spiece.model")
     p.add_argument("--out", required=True, metavar="MODEL", help="a new folder, or a model to add parts to")
+
+    p = verb(verbs, "report", report_run, "a run's story as one HTML page")
+    p.add_argument("workdir", metavar="WORKDIR")
+    p.add_argument("--out", metavar="FILE.html", help="default: WORKDIR/report.html")
 
     data = verbs.add_parser("data", help="prepare datasets", description="Prepare datasets.")
     kinds = data.add_subparsers(metavar="WHAT", required=True)

@@ -1,0 +1,112 @@
+"""Sweeps: members run, what failed does not stop the rest, what is done is not run again; and a run's report."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sora_jax.errors import InputError
+from sora_jax.evaluate import report
+
+ROOT = Path(__file__).parent.parent
+SWEEP = """
+CONFIG = "configs/dit.py:smoke"
+def sweep(add):
+    for width in (32, 64):
+        add(f"width{width}", {"dit.width": width, "dit.heads": width // 32})
+"""
+# stands for another machine: counts its calls, and fails for one member until told that it is well
+ELSEWHERE = """
+here=$(dirname "$0"); echo "$@" >>"$here/calls"
+if [ "$1" = width64 ] && [ ! -e "$here/well" ]; then echo "no such slice" >&2; exit 3; fi
+echo '{"step": 5, "loss": 0.5, "digest": "0", "skipped": 0}'
+"""
+
+
+def sweep(*flags: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "launch/sweep.py", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def written(tmp_path):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    (tmp_path / "elsewhere.sh").write_text(ELSEWHERE)
+    return tmp_path
+
+
+def test_a_member_that_fails_does_not_stop_the_rest_and_runs_again(written):
+    flags = [written / "sweep.py", "--out", written / "out", "--on", f"bash {written}/elsewhere.sh {{name}}"]
+    first = sweep(*flags, "--config.steps=5")
+    assert first.returncode == 1
+    assert re.search(r"width32 .*0\.5000", first.stdout)
+    assert "exit code 3: no such slice" in first.stdout
+    (written / "well").touch()
+    again = sweep(*flags, "--config.steps=5")
+    assert again.returncode == 0, again.stderr
+    calls = [line.split()[0] for line in (written / "calls").read_text().splitlines()]
+    assert calls == ["width32", "width64", "width64"]
+    results = json.loads((written / "out" / "results.json").read_text())
+    assert results["width64"] | {"dit.width": 64, "loss": 0.5} == results["width64"]
+
+
+def test_a_dry_run_prints_commands_that_train_takes(written):
+    dry = sweep(written / "sweep.py", "--out", written / "out", "--dry-run", "--config.steps=7")
+    assert dry.returncode == 0
+    assert len(dry.stdout.splitlines()) == 2
+    assert "--config.dit.width=32 --config.dit.heads=1 --config.steps=7" in dry.stdout
+    assert not (written / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (SWEEP.replace("dit.width", "dit.widht"), "did you mean dit.width?"),
+        (SWEEP.replace('f"width{width}"', '"same"'), "'same' twice"),
+        ("CONFIG = 1", "is not a sweep"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(tmp_path, text, said):
+    (tmp_path / "sweep.py").write_text(text)
+    told = sweep(tmp_path / "sweep.py", "--out", tmp_path / "out")
+    assert told.returncode == 2
+    assert said in told.stderr
+    assert "Traceback" not in told.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_committed_sweeps_are_sound(tmp_path):
+    for path in sorted((ROOT / "configs" / "sweeps").glob("*.py")):
+        dry = sweep(path, "--out", tmp_path, "--dry-run")
+        assert dry.returncode == 0, dry.stderr
+
+
+def run_of(folder: Path, lines: list[dict]) -> Path:
+    folder.mkdir()
+    config = {"task": "dit", "steps": 40, "dit": {"width": 8}, "prompts": ["<a & b>"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3')
+    return folder
+
+
+def test_a_report_shows_every_metric_and_is_whole(tmp_path):
+    lines = [{"step": 10 * i, "loss": 1 / (i + 1), "loss_t0": 0.1, "odd_one": i, "psnr": None} for i in range(4)]
+    workdir = run_of(tmp_path / "run", [*lines, {"step": 30, "eval/loss": 0.5}])
+    titles = [title for title, _ in report.figures(report.metrics(workdir / "metrics.jsonl"))]
+    assert titles == ["loss, and held out", "loss by noise level, quarters from clean (t0) to noise (t3)", "others"]
+    page = report.write(workdir).read_text()
+    assert page.count("<svg") == 3
+    assert "step 30 of 40" in page
+    assert "held out 0.5000 at step 30" in page
+    assert "&lt;a &amp; b&gt;" in page, "what the config says is text, not HTML"
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is fetched"
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json"):
+        report.write(tmp_path)
+    with pytest.raises(InputError, match="no metrics yet"):
+        report.write(run_of(tmp_path / "run", []))
