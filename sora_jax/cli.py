@@ -148,6 +148,13 @@ def evaluate_world(args) -> None:
     world.evaluate(args.model, seeds=args.seeds, steps=args.steps, guidance=args.guidance, quiet=args.json)
 
 
+def evaluate_vae(args) -> None:
+    """Encode and decode clips at their native size, and say how far they are from what they were."""
+    from sora_jax.evaluate import vae
+
+    vae.evaluate(args.source, args.model, clips=args.clips, frames=args.frames, quiet=args.json)
+
+
 def evaluate_prompting(args) -> None:
     """Animate, extend, loop, connect, fill and edit held-out clips of the embedded world; compare with the truth."""
     from sora_jax.evaluate import prompting
@@ -279,6 +286,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, default=200, metavar="N", help="held-out scenes to ask for (default 200)")
     p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
     p.add_argument("--guidance", type=float, metavar="G", help="how hard to follow the prompt (default: the model's)")
+    p.add_argument("--json", action="store_true", help="print the JSON line alone")
+    p = verb(kinds, "vae", evaluate_vae, "what its VAE loses of clips")
+    p.add_argument("source", nargs="?", default="world", help="a folder of videos and images (default: world)")
+    p.add_argument("--model", default="tiny", metavar="DIR")
+    p.add_argument("--clips", type=int, default=64, metavar="N", help="pieces to look at (default 64)")
+    p.add_argument("--frames", type=int, default=33, metavar="N", help="of a piece, at most (default 33)")
     p.add_argument("--json", action="store_true", help="print the JSON line alone")
     p = verb(kinds, "prompting", evaluate_prompting, "how it paints around what it is given")
     p.add_argument("--model", default="tiny", metavar="DIR")

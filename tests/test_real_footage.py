@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import real_footage
 
-from sora_jax import media
+from sora_jax import cli, media
+from sora_jax.evaluate.metrics import psnr
 
 BENCHMARK = Path(__file__).parent / "benchmarks" / "bench_real_footage.py"
 
@@ -46,3 +48,45 @@ def test_the_whole_path_on_real_footage(tmp_path):
     sizes = [(v.width, v.height, len(v.frames)) for v in map(media.read, result["painted"])]
     assert sizes[0] == (184, 104, 17) and all(frames == 17 for *_, frames in sizes)
     assert all(media.probe(sheet)["kind"] == "image" for sheet in result["sheets"])
+
+
+@pytest.mark.slow
+def test_every_verb_on_a_real_clip(tmp_path, capsys):
+    """What is given comes back through the command and its H.264 file: 176x144 at 25 fps, with the bundled model."""
+    try:
+        sources = {path.name: path for path in real_footage.fetch(tmp_path / "sources")}
+    except real_footage.Unavailable as error:
+        pytest.skip(str(error))
+    whole = media.read(sources["carphone_pristine.mp4"])
+    a, b = (media.Video(whole.frames[at : at + 9], whole.fps) for at in (0, 60))
+    a.save(tmp_path / "a.mp4")
+    b.save(tmp_path / "b.mp4")
+    a, b = (media.read(tmp_path / name).frames for name in ("a.mp4", "b.mp4"))
+    media.Video(a[:1]).save(tmp_path / "a.png")
+    height, width = a.shape[1:3]
+    left = np.zeros((1, height, width, 3), np.uint8)
+    left[:, :, : width // 2] = 255
+    media.Video(left).save(tmp_path / "left.png")
+    second = f"{8 / whole.fps:.4f}"
+    verbs = {  # arguments, then (given frames, where they are in what is made)
+        "animate": (["a.png", "a man talks in a car", "--frames", 9], [(a[:1], slice(0, 1))]),
+        "extend": (["a.mp4", "--before", second, "--after", second], [(a, slice(8, 17))]),
+        "loop": (["a.mp4", "--seconds", second], [(a, slice(0, 9))]),
+        "connect": (["a.mp4", "b.mp4", "--seconds", second], [(a, slice(0, 9)), (b, slice(-9, None))]),
+        "fill": (["a.mp4", "--missing", "3-5"], [(a[:3], slice(0, 3)), (a[6:], slice(6, 9))]),
+        "outpaint": (["a.mp4", "--size", f"{width + 48}x{height}"], []),
+        "edit": (["a.mp4", "a man in green", "--strength", 0.5, "--mask", "left.png"], []),
+        "interpolate": (["a.mp4", "--fps", 2 * whole.fps], [(a, slice(0, 17, 2))]),
+    }
+    for verb, (args, given) in verbs.items():
+        args = [tmp_path / word if str(word).endswith((".mp4", ".png")) else word for word in args]
+        flags = ["--steps", 2, "--out", tmp_path / f"{verb}.mp4", "--sheet", tmp_path / f"{verb}.png"]
+        assert cli.main([str(word) for word in (verb, *args, *flags)]) == 0, capsys.readouterr().err
+        made = media.read(tmp_path / f"{verb}.mp4").frames
+        for frames, where in given:
+            assert psnr(made[where], frames) > 33, f"{verb}: what was given is not there"
+        if verb == "outpaint":
+            assert psnr(made[:, :, 24:-24], a) > 33
+        if verb == "edit":
+            assert psnr(made[:, :, width // 2 + 16 :], a[:, :, width // 2 + 16 :]) > 33
+            assert psnr(made[:, :, : width // 2], a[:, :, : width // 2]) < 30, "nothing was edited"

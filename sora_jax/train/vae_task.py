@@ -133,7 +133,7 @@ def perceptual(weight: float) -> Callable | None:
         return None
     distance = metrics.lpips()
     if distance is None:
-        print("training without LPIPS: install it with `pip install sora_jax[lpips]`", flush=True)
+        print("training without LPIPS: install it with `pip install sora_jax[evaluate]`", flush=True)
     return distance
 
 
