@@ -173,6 +173,17 @@ def report_run(args) -> None:
     print(json.dumps({"path": str(report.write(args.workdir, args.out))}))
 
 
+def evaluate_simulation(args) -> None:
+    """Let it go on from the beginning of held-out scenes: objects that hide, fall, collide, and stay what they are."""
+    from sora_jax.evaluate import simulation
+
+    probes = tuple(args.probes or simulation.PROBES)
+    unknown = [name for name in probes if name not in simulation.PROBES]
+    if unknown:
+        raise InputError(f"there is no probe {unknown[0]!r}: choose among {', '.join(simulation.PROBES)}")
+    simulation.evaluate(args.model, cases=args.cases, probes=probes, seconds=args.seconds, steps=args.steps)
+
+
 def made(facts: dict) -> None:
     """What a dataset became, on stdout; what was skipped is in the dataset's own report.json."""
     if facts["skipped"]:
@@ -299,6 +310,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tasks", nargs="+", metavar="TASK", help="only these (default: all)")
     p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
     p.add_argument("--minute", action="store_true", help="and the drift of one-minute clips")
+    p = verb(kinds, "simulation", evaluate_simulation, "whether what it paints goes on as the world does")
+    p.add_argument("--model", default="tiny", metavar="DIR")
+    p.add_argument("--cases", type=int, default=25, metavar="N", help="held-out scenes a probe (default 25)")
+    p.add_argument("--probes", nargs="+", metavar="PROBE", help="only these (default: all)")
+    p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the clips of `coherence` (default 4)")
+    p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
     return root
 
 

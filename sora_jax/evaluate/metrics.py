@@ -80,9 +80,11 @@ def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     """Equation (1) between two sets of features; each needs two rows or more.
 
     With centred, scaled rows A and B the covariances are A'A and B'B, and the trace of the root of their product is the
-    sum of the singular values of AB': exact also where clips are fewer than features and covariances singular.
+    sum of the singular values of AB': exact also where clips are fewer than features and covariances singular. (R of
+    A = QR will do for A: what is multiplied by a Q has the same singular values.)
     """
     centred = [(x - x.mean(0)).astype(np.float64) / np.sqrt(len(x) - 1) for x in (a, b)]
-    root = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    short = [np.linalg.qr(x, mode="r") for x in centred]
+    root = np.linalg.svd(short[0] @ short[1].T, compute_uv=False).sum()
     spread = sum(np.square(x).sum() for x in centred)
     return float(np.square(a.mean(0, np.float64) - b.mean(0, np.float64)).sum() + spread - 2 * root)
