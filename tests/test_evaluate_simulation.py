@@ -59,9 +59,9 @@ def test_a_fall_at_half_the_gravity_is_wrong_by_half():
 
 @pytest.mark.slow
 def test_the_command_says_what_the_bundled_model_does(capsys):
-    assert cli.main("evaluate simulation --cases 1 --steps 2 --seconds 4".split()) == 0
+    assert cli.main(["evaluate", "simulation", "--cases", "1", "--steps", "2", "--seconds", "4"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(simulation.PROBES) < told.keys()
     for probe in simulation.PROBES:
         assert set(told[probe]) == {"model", "ceiling", "repeat"}
-    assert cli.main("evaluate simulation --probes nothing".split()) == 2
+    assert cli.main(["evaluate", "simulation", "--probes", "nothing"]) == 2
