@@ -220,11 +220,12 @@ def find(name: str | os.PathLike) -> Path:
     return BUNDLED.get(os.fspath(name), Path(name))
 
 
-def load(path: str | os.PathLike = "tiny", host: bool | None = None) -> Model:
+def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Sequence = ()) -> Model:
     """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, but
     those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same. Under `with
     jax.set_mesh(...)` they lie spread over its devices. With `host` the transformers stay in the machine's memory, and
-    each is on the device only while it paints; None: where there are two of them.
+    each is on the device only while it paints; None: where there are two of them. `lora`: files to add to the
+    transformers, each a path, (path, weight) or, of two transformers, (path, weight, "high" or "low" noise).
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -252,9 +253,16 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None) -> Model:
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
     host = "dit_low" in shapes if host is None else host
+    added: dict[str, list] = {}
+    if lora:
+        from sora_jax.weights import lora as files_of  # which knows our trees
+
+        added = files_of.chosen(config, lora)
     for name, tree in shapes.items():
         wide = getattr(model, "dit" if name in DITS else name).dtype != "bfloat16"
         tensors = _read(folder / f"{name}.safetensors", flat(tree))
+        if name in added:
+            tensors = files_of.merged(tensors, added[name])
         part = {name: unflat({path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()})}
         model.params |= part if host and name in DITS else placed(part)
     if "text" in shapes:
@@ -319,6 +327,8 @@ def unflat(leaves: dict[str, Array]) -> dict:
 
 def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "float32") -> Model:
     """Writes the averaged weights of a training workdir's newest checkpoint as a model folder, and returns the Model.
+    A LoRA is added to what it was trained on, which is looked for where the run's config says (`weights.lora.export`
+    writes it alone).
 
     A VAE's workdir gives a folder with the VAE alone, its latents' mean and standard deviation measured on the clips it
     was trained on; a DiT's takes VAE and tokenizer from where its config says they are. Raises InputError when the
@@ -339,12 +349,24 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
         model = Model({"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]})
         model.tokenizer = Tokenizer(find(config["tokenizer"]), model.text.rows, model.text.clean)
         trained = {name: tree for name, tree in shapes_of(model).items() if name != "vae"}
+        begun = {"init": "", "frozen": (), "lora": {"rank": 0}} | config  # what older runs do not say
+        if begun["lora"]["rank"]:
+            from sora_jax.weights import lora  # which knows our trees
+
+            begun["frozen"] = ("text", "dit")
+            trained["lora"] = lora.shapes(trained["dit"], begun["lora"]["rank"])
+        frozen = {part: trained.pop(part) for part in begun["frozen"]}
+        if frozen:
+            first = load(begun["init"], host=True).params
+            model.params |= {part: first[part] for part in frozen}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trained)
     restored = checkpoint.restore(workdir / "checkpoints", {"ema": abstract})
     if restored is None:
         raise InputError(f"{workdir} has no checkpoint yet: train it for longer")
     model.params |= restored[0]["ema"]
+    if "lora" in model.params:
+        model.params["dit"] = lora.applied(model.params["dit"], model.params.pop("lora"))
     if config["task"] == "vae":
         model.params["vae"] |= latent_statistics(model, config)
     model.save(out, dtype)

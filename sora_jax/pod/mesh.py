@@ -41,6 +41,10 @@ BY_PATCH = ("x", "z", "eps", "pos", "seg", "ask", "level")  # of a batch, to tra
 RULES = (
     ("into heads or hidden features", r"blocks/((self|cross)/[qkv]|q|k|v|mlp_up|gate|up)/kernel$", (WEIGHTS, "tensor")),
     ("out of heads or hidden features", r"blocks/((self|cross)/o|o|mlp_down|down)/kernel$", ("tensor", WEIGHTS)),
+    ("a LoRA into them, A", r"blocks/((self|cross)/[qkv]|mlp_up)/lora_a$", (WEIGHTS, None)),
+    ("a LoRA into them, B", r"blocks/((self|cross)/[qkv]|mlp_up)/lora_b$", (None, "tensor")),
+    ("a LoRA out of them, A", r"blocks/((self|cross)/o|mlp_down)/lora_a$", ("tensor", None)),
+    ("a LoRA out of them, B", r"blocks/((self|cross)/o|mlp_down)/lora_b$", (None, WEIGHTS)),
     ("biases of hidden features", r"blocks/((self|cross)/[qkv]|mlp_up)/bias$", ("tensor",)),
     ("scales of heads", r"blocks/(self|cross)/[qk]_norm/scale$", ("tensor",)),
     ("the text's table", r"text/embed$", (None, WEIGHTS)),
