@@ -12,10 +12,10 @@ from safetensors import numpy as safetensors
 
 from sora_jax.data.packing import patchify, positions
 from sora_jax.diffusion import canvas, sampler, solvers
-from sora_jax.model import load, unflat
+from sora_jax.model import flat, load, unflat
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
-from sora_jax.weights import convert, files, umt5, wan, wan_vae
+from sora_jax.weights import convert, files, lora, umt5, wan, wan_vae
 from sora_jax.weights.names import places
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -179,6 +179,23 @@ def test_the_whole_pipeline_is_diffusers(folder, tmp_path, name):
     close(z, peer[f"{name}/latents"].transpose(1, 2, 3, 0))
     error = model.decode(z).frames.astype(int) - peer[f"{name}/frames"].astype(int)
     assert np.abs(error).max() <= 2
+
+
+LORAS = {"peft": [("peft", 1.0)], "original": [("original", 1.0)], "both": [("peft", 0.7), ("original", -0.4)]}
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_the_dit_with_loras_is_diffusers(folder, name):
+    """As PEFT writes them, with alpha in the header, and in the original names, with alphas and biases; and both."""
+    wanted = safetensors.load_file(FIXTURES / "wan_lora.safetensors")
+    fields, params = part(folder, "dit")
+    uses = [(FIXTURES / f"wan_lora_{file}.safetensors", weight) for file, weight in LORAS[name]]
+    merged = unflat(lora.merged(flat(params), lora.chosen({"dit": fields}, uses)["dit"]))
+    inputs, spans = row(safetensors.load_file(FIXTURES / "wan_dit.safetensors"), "t2v")
+    out = jax.jit(DiT(**{**fields, "patch": PATCH}).apply)({"params": merged}, *map(jnp.asarray, inputs))
+    theirs = [patchify(wanted[which].transpose(1, 2, 3, 0), PATCH) for which in (name, "neither")]
+    close(out[0, spans["a"]], theirs[0])
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.1
 
 
 def test_what_torch_saves_is_read_without_it():
