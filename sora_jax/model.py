@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from sora_jax import prompting
-from sora_jax.diffusion import canvas, sampler
+from sora_jax.diffusion import sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
 from sora_jax.models import vae_stream
@@ -69,8 +69,6 @@ class Model:
         """How it paints unless told otherwise. Raises InputError when the model holds a VAE alone, or cannot paint."""
         if self.tokenizer is None or "dit" not in self.params:
             raise InputError("this model holds only a VAE, which cannot paint a prompt: export a DiT's workdir")
-        if self.dit.given:
-            raise InputError("this model paints from a picture's latents beside the noise, which is not written yet")
         return self.config["sample"]
 
     @property
@@ -89,7 +87,11 @@ class Model:
         if min(h, w) < side:
             raise InputError(f"a video of {w}x{h} is too small to encode: each side needs {side} pixels or more")
         f, top, left = f - (f - 1) % time, h % side // 2, w % side // 2
-        x = video.frames[:f, top : top + h // side * side, left : left + w // side * side]
+        return self.encoded(video.frames[:f, top : top + h // side * side, left : left + w // side * side], tile)
+
+    def encoded(self, x: Float[np.ndarray, "f h w 3"], tile: int | None = None) -> Float[np.ndarray, "f2 h2 w2 c"]:
+        """Normalised latents of pixels from 0 to 255, whole numbers or not, whose sizes are the grid's."""
+        f, time = len(x), self.grid[0]
         latents = 1 + (f - 1) // time
         starts = range(1, f, CHUNK * time)
         # The last chunk is filled up by repeating: causal layers never see it, and one length compiles once.
@@ -149,7 +151,8 @@ class Model:
         )
         if not len(prompts) == len(sizes) == len(lengths):
             raise InputError(f"{len(prompts)} prompts, {len(sizes)} sizes and {len(lengths)} lengths do not match")
-        grids = [self.latents_of(w, h, f) for (w, h), f in zip(sizes, lengths, strict=True)]
+        for (w, h), f in zip(sizes, lengths):
+            self.latents_of(w, h, f)  # refuses what has none
         if max(lengths) > prompting.reach(self)[0]:
             videos = [
                 Video(
@@ -158,7 +161,7 @@ class Model:
                 for p, s, f in zip(prompts, sizes, lengths)
             ]
             return videos[0] if isinstance(prompt, str) else videos
-        canvases = [canvas.blank(grid, self.vae.channels) for grid in grids]
+        canvases = [prompting.canvas_of(self, prompting.nothing(w, h, f)) for (w, h), f in zip(sizes, lengths)]
         painted = sampler.paint(self, canvases, prompts, seed=seed, **how)
         videos = [
             Video(self.decode(z).frames[:f, :h, :w], sample["fps"])

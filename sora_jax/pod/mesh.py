@@ -34,7 +34,7 @@ KEYS = ("data", "fsdp", "context", "ring", "tensor")  # of config.mesh
 ROWS = ("data", "fsdp")
 PATCHES = ("ring", "ulysses")
 WEIGHTS = ("fsdp", "ring", "ulysses")
-BY_PATCH = ("x", "z", "eps", "pos", "seg", "ask", "level")  # of a batch, to train on or to paint
+BY_PATCH = ("x", "z", "eps", "given", "pos", "seg", "ask", "level")  # of a batch, to train on or to paint
 
 # (name, parameter's path, axes of its last dimensions); the first that matches claims it, also inside EMA and optimizer
 # state, whose paths end like the parameter's. Dimensions before the last ones (a stack of layers) are whole everywhere.
