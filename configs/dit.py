@@ -194,7 +194,9 @@ def further(c: ConfigDict, model: published.Published) -> None:
     c.ema = 0.999
     c.save_every = 100
     c.data.text_row = c.data.segments * c.data.text_tokens  # its texts are rows of that length, filled up with zeros
-    c.sample.update(text_row=c.data.text_tokens, steps=model.steps, guidance=model.guidance[0], solver="unipc")
+    c.sample.update(
+        row=4096, text_row=c.data.text_tokens, steps=model.steps, guidance=model.guidance[0], solver="unipc"
+    )
     c.opt.update(lr=c.opt.lr if c.lora.rank else 1e-5, warmup=100)
 
 

@@ -156,6 +156,7 @@ def produce(args, run: Callable, still: bool = False, sources=()) -> None:
     from sora_jax.model import load
 
     model = load(args.model, lora=args.lora)
+    model.tile = args.tile
     # XLA does not come back to Python while it runs: Ctrl-C ends the process as it stands, for nothing is written yet.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     bar = tqdm(desc="painting", unit="step", file=sys.stderr)
@@ -307,6 +308,9 @@ def common(p: argparse.ArgumentParser) -> None:
         metavar="FILE[=WEIGHT[:high|:low]]",
         help="add a LoRA to the model's transformer, or to that for high or low noise; give as many as you like",
     )
+    p.add_argument(
+        "--tile", type=side, metavar="N", help="encode and decode in tiles of N latents: the same in less memory"
+    )
     p.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet as well")
 
 
@@ -364,6 +368,12 @@ def key(text: str) -> tuple[float, str]:
         return float(second), path
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not SECOND=IMAGE, such as 1.5=b.png") from None
+
+
+def side(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of latents, such as 32")
+    return int(text)
 
 
 def lora(text: str) -> tuple[str, float, str]:

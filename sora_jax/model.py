@@ -51,6 +51,7 @@ class Model:
     config: dict
     params: dict
     tokenizer: Tokenizer | None = None
+    tile: int | None = None  # see `decode`; where neither it nor `encode` are told
 
     @cached_property
     def vae(self) -> VAE:
@@ -96,7 +97,7 @@ class Model:
         starts = range(1, f, CHUNK * time)
         # The last chunk is filled up by repeating: causal layers never see it, and one length compiles once.
         chunks = [x[:1], *(_filled(x[i : i + CHUNK * time], CHUNK * time) for i in starts)]
-        if tile:
+        if tile := tile or self.tile:
             x = np.concatenate(chunks, dtype=np.float32)[None] / np.float32(127.5) - 1
             return vae_stream.tile_encode(self.vae, self.params["vae"], x, tile, CHUNK)[0, :latents]
         z = stream_encode(self.vae, self.params["vae"], (jnp.asarray(c[None], jnp.float32) / 127.5 - 1 for c in chunks))
@@ -110,7 +111,7 @@ class Model:
         """
         (f, h, w, _), (time, side, _) = z.shape, self.grid
         filled = jnp.asarray(_filled(z, 1 + -(-(f - 1) // CHUNK) * CHUNK))[None]
-        if tile:
+        if tile := tile or self.tile:
             parts = vae_stream.tile_decode(self.vae, self.params["vae"], filled, tile, CHUNK)
         else:
             starts = (0, *range(1, filled.shape[1] * time, CHUNK * time))
@@ -264,9 +265,8 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Seque
     for name, tree in shapes.items():
         wide = getattr(model, "dit" if name in DITS else name).dtype != "bfloat16"
         tensors = _read(folder / f"{name}.safetensors", flat(tree))
-        if name in added:
-            tensors = files_of.merged(tensors, added[name])
-        part = {name: unflat({path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()})}
+        tensors = {path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()}
+        part = {name: unflat(files_of.merged(tensors, added[name]) if name in added else tensors)}
         model.params |= part if host and name in DITS else placed(part)
     if "text" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)

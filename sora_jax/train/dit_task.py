@@ -57,7 +57,8 @@ def make(config) -> Task:
         )
     if dit.given:
         raise InputError(
-            f"config.dit.given is {dit.given}: a DiT that is given more than noise can paint, not be trained"
+            f"config.dit.given is {dit.given}: a DiT that is given a picture's latents beside the noise can paint, not be "
+            "trained, for latents on disk do not hold a picture's with grey behind it"
         )
     frozen = still(config)
     if set(frozen) - {"text", "dit"} or (len(frozen) > 1 and not config.lora.rank):
@@ -170,6 +171,8 @@ def make(config) -> Task:
         return load(config.vae_model)
 
     def pictures(params: dict, folder: Path, step: int) -> None:
+        if not config.prompts:
+            return
         vae = decoder()
         settings = {name: config[name].to_dict() for name in ("text", "dit", "flow", "sample")}
         model = Model({"vae": vae.config["vae"], **settings}, {"vae": vae.params["vae"], **whole(params)}, tokenizer)
