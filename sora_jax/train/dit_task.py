@@ -57,8 +57,8 @@ def make(config) -> Task:
         )
     if dit.given:
         raise InputError(
-            f"config.dit.given is {dit.given}: a DiT that is given a picture's latents beside the noise can paint, not be "
-            "trained, for latents on disk do not hold a picture's with grey behind it"
+            f"config.dit.given is {dit.given}: a DiT that is given a picture's latents beside the noise can paint, not "
+            "be trained, for latents on disk do not hold a picture's with grey behind it"
         )
     frozen = still(config)
     if set(frozen) - {"text", "dit"} or (len(frozen) > 1 and not config.lora.rank):

@@ -92,7 +92,8 @@ def run(task, config, workdir: str | Path) -> dict:
     mesh = pod.make(config.mesh)
     update, abstract, fresh = prepare(task, config, mesh)
     update, fresh = joined(update), joined(fresh)
-    still = taken(config.init, frozen(task, config, mesh)) if task.frozen else {}
+    with jax.set_mesh(mesh):  # what is loaded is spread over it
+        still = taken(config.init, frozen(task, config, mesh)) if task.frozen else {}
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = only_run(workdir)
@@ -231,10 +232,7 @@ def begun(name: str, params: dict) -> dict:
 
 
 def frozen(task, config, mesh) -> dict:
-    """What the task keeps frozen, as shapes with where they lie: by the rules of what is trained. Raises InputError
-    where no model is named that it could come from."""
-    if task.frozen and not config.init:
-        raise InputError(f"{' and '.join(task.frozen)} would stay as drawn: give --config.init, the model they are of")
+    """What the task keeps frozen, as shapes with where they lie: by the rules of what is trained."""
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     shapes = {part: shapes[part] for part in task.frozen}
     return jax.tree.map(
@@ -244,7 +242,9 @@ def frozen(task, config, mesh) -> dict:
 
 def taken(name: str, like: dict) -> dict:
     """The model folder's weights of the shapes and on the devices of `like`, in the types in which they are stored.
-    Raises InputError as `begun`."""
+    Raises InputError as `begun`, and where no model is named."""
+    if not name:
+        raise InputError(f"{' and '.join(like)} would stay as drawn: give --config.init, the model they are of")
     given = flat(load(name, host=True).params)  # transformers go where they will lie, by no way over one device
 
     def take(path, x):
