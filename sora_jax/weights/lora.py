@@ -65,6 +65,7 @@ def chosen(config: Mapping, uses: Sequence) -> dict[str, list[tuple[Added, float
     Raises InputError as `read`, and for a use or a file that this model has no transformer for.
     """
     parts, found = [part for part in ("dit", "dit_low") if part in config], {}
+    uses = [uses] if isinstance(uses, str | os.PathLike) else uses
     for use in uses:
         use = Use(*use) if isinstance(use, tuple) else Use(use)
         if use.expert not in EXPERTS:
