@@ -288,7 +288,7 @@ def test_the_base_lies_by_the_same_rules_and_a_pods_step_is_of_the_lora_alone():
     task, mesh = tasks.make(c), pod.make({"data": 1, "fsdp": 2, "context": 2, "ring": 1, "tensor": 2})
     _, abstract, _ = loop.prepare(task, c, mesh)
     rule = pod.RULES[0][2]
-    with pytest.raises(InputError, match=r"text and dit would stay as drawn: give --config.init"):
+    with pytest.raises(InputError, match=r"dit and text would stay as drawn: give --config.init"):
         loop.taken(c.init, loop.frozen(task, c, mesh))
     still = loop.frozen(task, c, mesh)
     q = still["dit"]["blocks"]["self"]["q"]["kernel"]

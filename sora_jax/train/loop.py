@@ -244,7 +244,7 @@ def taken(name: str, like: dict) -> dict:
     """The model folder's weights of the shapes and on the devices of `like`, in the types in which they are stored.
     Raises InputError as `begun`, and where no model is named."""
     if not name:
-        raise InputError(f"{' and '.join(like)} would stay as drawn: give --config.init, the model they are of")
+        raise InputError(f"{' and '.join(sorted(like))} would stay as drawn: give --config.init, the model they are of")
     given = flat(load(name, host=True).params)  # transformers go where they will lie, by no way over one device
 
     def take(path, x):
