@@ -378,7 +378,7 @@ def side(text: str) -> int:
 
 def lora(text: str) -> tuple[str, float, str]:
     path, equals, how = text.rpartition("=")
-    if not equals:
+    if not equals or Path(text).exists():
         return text, 1.0, ""
     weight, colon, expert = how.partition(":")
     try:
