@@ -32,6 +32,8 @@ parity:  ## what torch, diffusers and transformers compute (in a Python 3.11 of 
 	@rm -rf .venv-parity/wan && .venv-test/bin/sora-jax import wan tests/fixtures/wan --out .venv-parity/wan/ours
 	@.venv-test/bin/sora-jax export .venv-parity/wan/ours --format diffusers --out .venv-parity/wan/back
 	@.venv-parity/bin/python tests/parity/exported.py .venv-parity/wan/back
+	@.venv-test/bin/python tests/parity/lora_back.py .venv-parity/wan/ours .venv-parity/wan/lora.safetensors
+	@.venv-parity/bin/python tests/parity/wan_lora.py .venv-parity/wan/lora.safetensors
 	.venv-test/bin/python -m pytest -q -m "" tests/test_weights_parity.py tests/test_wan_vae.py
 
 train:  ## the whole system from nothing on two CPU cores, in about 15 minutes; run again to resume

@@ -21,6 +21,26 @@ Variants:
               the transformers of Wan 2.1 and 2.2 (weights/published.py; of a14b one of its two) and a text encoder of
               T5's base size, for pods: their VAE's latents and a tokenizer are yours to make. `sora-jax plan` says what
               they cost before they run.
+
+With ",lora=16" behind a variant (tiny,lora=8, wan-1.3b,lora=16) a LoRA of that rank is trained: the weights of
+--config.init (tiny: the bundled model) stand still, and optimizer, average and checkpoints hold the LoRA alone.
+
+    sora-jax train --config configs/dit.py:tiny,lora=8 --workdir runs/style
+    sora-jax export runs/style --format lora --out style.safetensors       # PEFT's keys; without --format: all, merged
+    sora-jax generate "a red star" --model tiny --lora style.safetensors=0.8 --out star.mp4
+
+With ",tune" behind a variant of Wan an imported model is trained further at native sizes, its text encoder standing
+still, so that one that has learned to go on from a first frame learns to extend, loop and connect:
+
+    sora-jax import wan Wan2.2-TI2V-5B --out wan-5b
+    sora-jax data build my_clips --out runs/clips
+    sora-jax data latents runs/clips --model wan-5b --out runs/latents
+    sora-jax train --config configs/dit.py:wan-5b,tune --workdir runs/tune --config.init=wan-5b \\
+        --config.vae_model=wan-5b --config.tokenizer=wan-5b
+    sora-jax export runs/tune --out tuned
+    sora-jax export tuned --format diffusers --out for-diffusers
+
+The same three settings name the model of wan-5b,lora=16.
 """
 
 from ml_collections import ConfigDict
@@ -30,10 +50,13 @@ from sora_jax.weights import published
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     """The config of a variant; locked, so that an unknown key is an error."""
+    variant, *options = variant.split(",")
     c = ConfigDict()
     c.task = "dit"
     c.seed = 0
     c.init = ""  # a model folder to begin with, to train it further
+    c.frozen = ()  # parts of it that are not trained: ("text",), say
+    c.lora = ConfigDict({"rank": 0})  # above 0: of a LoRA, which alone is trained
     c.steps = 4500
     c.ema = 0.998
     c.save_every = 100
@@ -148,7 +171,33 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     elif variant != "tiny":
         known = ", ".join(("tiny", "speedrun", "smoke", *published.MODELS))
         raise ValueError(f"configs/dit.py has no variant {variant!r}; choose one of {known}")
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "lora" and value.isdecimal() and int(value):
+            c.lora.rank = int(value)
+            c.steps = 1000
+            c.opt.update(name="adamw", lr=2e-4 if variant in published.MODELS else 2e-3)
+        elif option != "tune" or variant not in published.MODELS:
+            raise ValueError(f"configs/dit.py:{variant} has no option {option!r}: lora=RANK or, of Wan, tune")
+    if options and variant in published.MODELS:
+        further(c, published.MODELS[variant])
+    elif options:
+        c.init = c.vae_model = c.tokenizer = "tiny"
     return c.lock()
+
+
+def further(c: ConfigDict, model: published.Published) -> None:
+    """What an imported model asks of those who train it further: its text encoder, its noise shift, no surprise."""
+    c.frozen = ("text",)
+    c.text.update(published.TEXT)
+    c.flow.update(shift=model.shift, timesteps=1000)
+    c.ema = 0.999
+    c.save_every = 100
+    c.data.text_row = c.data.segments * c.data.text_tokens  # its texts are rows of that length, filled up with zeros
+    c.sample.update(
+        row=4096, text_row=c.data.text_tokens, steps=model.steps, guidance=model.guidance[0], solver="unipc"
+    )
+    c.opt.update(lr=c.opt.lr if c.lora.rank else 1e-5, warmup=100)
 
 
 def wan(c: ConfigDict, model: published.Published) -> None:

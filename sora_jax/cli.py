@@ -95,8 +95,13 @@ def plan(args) -> None:
 
 
 def export(args) -> None:
-    """Write a training's averaged weights, of its last checkpoint, as a model folder, or a model folder's parts for
-    diffusers."""
+    """Write a training's averaged weights, of its last checkpoint, as a model folder, its LoRA alone, or a model
+    folder's parts for diffusers."""
+    if args.format == "lora":
+        from sora_jax.weights import lora
+
+        print(json.dumps({"path": args.out, "tensors": len(lora.export(args.source, args.out))}))
+        return
     if args.format == "diffusers":
         from sora_jax.weights import convert
 
@@ -253,9 +258,10 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb(verbs, "export", export, "a training's weights to a model folder, or a model folder for diffusers")
     p.add_argument("source", metavar="WORKDIR|MODEL")
-    p.add_argument("--out", required=True, metavar="DIR")
+    p.add_argument("--out", required=True, metavar="DIR|FILE")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of a training's parameters")
-    p.add_argument("--format", choices=("sora", "diffusers"), default="sora", help="diffusers: of a model folder")
+    kinds = "diffusers: of a model folder; lora: a file, of the training of one"
+    p.add_argument("--format", choices=("sora", "diffusers", "lora"), default="sora", help=kinds)
 
     p = verb(verbs, "import", import_, "other people's weights to a model folder")
     p.add_argument("family", choices=("wan",))

@@ -155,7 +155,8 @@ def produce(args, run: Callable, still: bool = False, sources=()) -> None:
 
     from sora_jax.model import load
 
-    model = load(args.model)
+    model = load(args.model, lora=args.lora)
+    model.tile = args.tile
     # XLA does not come back to Python while it runs: Ctrl-C ends the process as it stands, for nothing is written yet.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     bar = tqdm(desc="painting", unit="step", file=sys.stderr)
@@ -299,6 +300,17 @@ def common(p: argparse.ArgumentParser) -> None:
         help="skip the network while it would say little new (try 0.15)",
     )
     p.add_argument("--model", default="tiny", metavar="DIR", help="a model folder (default: the bundled one)")
+    p.add_argument(
+        "--lora",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="FILE[=WEIGHT[:high|:low]]",
+        help="add a LoRA to the model's transformer, or to that for high or low noise; give as many as you like",
+    )
+    p.add_argument(
+        "--tile", type=side, metavar="N", help="encode and decode in tiles of N latents: the same in less memory"
+    )
     p.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet as well")
 
 
@@ -356,6 +368,25 @@ def key(text: str) -> tuple[float, str]:
         return float(second), path
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not SECOND=IMAGE, such as 1.5=b.png") from None
+
+
+def side(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of latents, such as 32")
+    return int(text)
+
+
+def lora(text: str) -> tuple[str, float, str]:
+    path, equals, how = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return text, 1.0, ""
+    weight, colon, expert = how.partition(":")
+    try:
+        if colon and expert not in ("high", "low"):
+            raise ValueError
+        return path, float(weight), expert
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE=WEIGHT, such as style.safetensors=0.8:low") from None
 
 
 def suffix(path: str) -> str:

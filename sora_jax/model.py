@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from sora_jax import prompting
-from sora_jax.diffusion import canvas, sampler
+from sora_jax.diffusion import sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
 from sora_jax.models import vae_stream
@@ -51,6 +51,7 @@ class Model:
     config: dict
     params: dict
     tokenizer: Tokenizer | None = None
+    tile: int | None = None  # see `decode`; where neither it nor `encode` are told
 
     @cached_property
     def vae(self) -> VAE:
@@ -69,8 +70,6 @@ class Model:
         """How it paints unless told otherwise. Raises InputError when the model holds a VAE alone, or cannot paint."""
         if self.tokenizer is None or "dit" not in self.params:
             raise InputError("this model holds only a VAE, which cannot paint a prompt: export a DiT's workdir")
-        if self.dit.given:
-            raise InputError("this model paints from a picture's latents beside the noise, which is not written yet")
         return self.config["sample"]
 
     @property
@@ -89,12 +88,16 @@ class Model:
         if min(h, w) < side:
             raise InputError(f"a video of {w}x{h} is too small to encode: each side needs {side} pixels or more")
         f, top, left = f - (f - 1) % time, h % side // 2, w % side // 2
-        x = video.frames[:f, top : top + h // side * side, left : left + w // side * side]
+        return self.encoded(video.frames[:f, top : top + h // side * side, left : left + w // side * side], tile)
+
+    def encoded(self, x: Float[np.ndarray, "f h w 3"], tile: int | None = None) -> Float[np.ndarray, "f2 h2 w2 c"]:
+        """Normalised latents of pixels from 0 to 255, whole numbers or not, whose sizes are the grid's."""
+        f, time = len(x), self.grid[0]
         latents = 1 + (f - 1) // time
         starts = range(1, f, CHUNK * time)
         # The last chunk is filled up by repeating: causal layers never see it, and one length compiles once.
         chunks = [x[:1], *(_filled(x[i : i + CHUNK * time], CHUNK * time) for i in starts)]
-        if tile:
+        if tile := tile or self.tile:
             x = np.concatenate(chunks, dtype=np.float32)[None] / np.float32(127.5) - 1
             return vae_stream.tile_encode(self.vae, self.params["vae"], x, tile, CHUNK)[0, :latents]
         z = stream_encode(self.vae, self.params["vae"], (jnp.asarray(c[None], jnp.float32) / 127.5 - 1 for c in chunks))
@@ -108,7 +111,7 @@ class Model:
         """
         (f, h, w, _), (time, side, _) = z.shape, self.grid
         filled = jnp.asarray(_filled(z, 1 + -(-(f - 1) // CHUNK) * CHUNK))[None]
-        if tile:
+        if tile := tile or self.tile:
             parts = vae_stream.tile_decode(self.vae, self.params["vae"], filled, tile, CHUNK)
         else:
             starts = (0, *range(1, filled.shape[1] * time, CHUNK * time))
@@ -149,7 +152,8 @@ class Model:
         )
         if not len(prompts) == len(sizes) == len(lengths):
             raise InputError(f"{len(prompts)} prompts, {len(sizes)} sizes and {len(lengths)} lengths do not match")
-        grids = [self.latents_of(w, h, f) for (w, h), f in zip(sizes, lengths, strict=True)]
+        for (w, h), f in zip(sizes, lengths):
+            self.latents_of(w, h, f)  # refuses what has none
         if max(lengths) > prompting.reach(self)[0]:
             videos = [
                 Video(
@@ -158,7 +162,7 @@ class Model:
                 for p, s, f in zip(prompts, sizes, lengths)
             ]
             return videos[0] if isinstance(prompt, str) else videos
-        canvases = [canvas.blank(grid, self.vae.channels) for grid in grids]
+        canvases = [prompting.canvas_of(self, prompting.nothing(w, h, f)) for (w, h), f in zip(sizes, lengths)]
         painted = sampler.paint(self, canvases, prompts, seed=seed, **how)
         videos = [
             Video(self.decode(z).frames[:f, :h, :w], sample["fps"])
@@ -220,11 +224,12 @@ def find(name: str | os.PathLike) -> Path:
     return BUNDLED.get(os.fspath(name), Path(name))
 
 
-def load(path: str | os.PathLike = "tiny", host: bool | None = None) -> Model:
+def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Sequence = ()) -> Model:
     """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, but
     those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same. Under `with
     jax.set_mesh(...)` they lie spread over its devices. With `host` the transformers stay in the machine's memory, and
-    each is on the device only while it paints; None: where there are two of them.
+    each is on the device only while it paints; None: where there are two of them. `lora`: files to add to the
+    transformers, each a path, (path, weight) or, of two transformers, (path, weight, "high" or "low" noise).
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -252,10 +257,16 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None) -> Model:
     except (KeyError, TypeError) as error:  # a module without such a field, or one missing
         raise InputError(f"{folder / 'model.json'} does not describe a model of this version: {error}") from None
     host = "dit_low" in shapes if host is None else host
+    added: dict[str, list] = {}
+    if lora:
+        from sora_jax.weights import lora as files_of  # which knows our trees
+
+        added = files_of.chosen(config, lora)
     for name, tree in shapes.items():
         wide = getattr(model, "dit" if name in DITS else name).dtype != "bfloat16"
         tensors = _read(folder / f"{name}.safetensors", flat(tree))
-        part = {name: unflat({path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()})}
+        tensors = {path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()}
+        part = {name: unflat(files_of.merged(tensors, added[name]) if name in added else tensors)}
         model.params |= part if host and name in DITS else placed(part)
     if "text" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)
@@ -319,6 +330,8 @@ def unflat(leaves: dict[str, Array]) -> dict:
 
 def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "float32") -> Model:
     """Writes the averaged weights of a training workdir's newest checkpoint as a model folder, and returns the Model.
+    A LoRA is added to what it was trained on, which is looked for where the run's config says (`weights.lora.export`
+    writes it alone).
 
     A VAE's workdir gives a folder with the VAE alone, its latents' mean and standard deviation measured on the clips it
     was trained on; a DiT's takes VAE and tokenizer from where its config says they are. Raises InputError when the
@@ -339,12 +352,24 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
         model = Model({"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]})
         model.tokenizer = Tokenizer(find(config["tokenizer"]), model.text.rows, model.text.clean)
         trained = {name: tree for name, tree in shapes_of(model).items() if name != "vae"}
+        begun = {"init": "", "frozen": (), "lora": {"rank": 0}} | config  # what older runs do not say
+        if begun["lora"]["rank"]:
+            from sora_jax.weights import lora  # which knows our trees
+
+            begun["frozen"] = ("text", "dit")
+            trained["lora"] = lora.shapes(trained["dit"], begun["lora"]["rank"])
+        frozen = {part: trained.pop(part) for part in begun["frozen"]}
+        if frozen:
+            first = load(begun["init"], host=True).params
+            model.params |= {part: first[part] for part in frozen}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trained)
     restored = checkpoint.restore(workdir / "checkpoints", {"ema": abstract})
     if restored is None:
         raise InputError(f"{workdir} has no checkpoint yet: train it for longer")
     model.params |= restored[0]["ema"]
+    if "lora" in model.params:
+        model.params["dit"] = lora.applied(model.params["dit"], model.params.pop("lora"))
     if config["task"] == "vae":
         model.params["vae"] |= latent_statistics(model, config)
     model.save(out, dtype)

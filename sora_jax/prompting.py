@@ -83,15 +83,44 @@ def window(model: Model, draft: Draft, prompt: str | Sequence[Shot], **how) -> U
     if draft.known.all():
         return draft.frames
     f, h, w = draft.start.shape
+    [z] = sampler.paint(model, [canvas_of(model, draft)], [prompt], **how)
+    return spliced(draft, model.decode(z).frames[:f, :h, :w])
+
+
+def canvas_of(model: Model, draft: Draft) -> canvas.Canvas:
+    """What a draft is to the sampler, on the least grid that covers it.
+
+    For a transformer that is given what is known beside the noise (Wan 2.2's I2V) these are the mask, a channel for
+    each frame of a latent, the first frame's said to all, and the latents of the known pixels with grey for the others;
+    it paints the whole clip at one noise level, as it learned to. Raises InputError for other channels than these.
+    """
+    f, h, w = draft.start.shape
     time, side, _ = model.grid
     over = ((0, -(f - 1) % time), (0, -h % side), (0, -w % side))  # painted on the grid above, cropped after
-    if draft.known.any() or draft.start.min() < 1:
-        z = model.encode(Video(np.pad(draft.frames, (*over, (0, 0)), "edge"), draft.fps))
-        made = canvas.Canvas(z, canvas.cells(np.pad(draft.start, over, "edge"), model.grid))
-    else:
-        made = canvas.blank(model.latents_of(w, h, f), model.vae.channels)
-    [z] = sampler.paint(model, [made], [prompt], **how)
-    return spliced(draft, model.decode(z).frames[:f, :h, :w])
+    padded = lambda x: np.pad(x, [*over, *[(0, 0)] * (x.ndim - 3)], "edge")
+    told = bool(model.dit.given)
+    if told and model.dit.given != time + model.vae.channels:
+        raise InputError(f"this model is given {model.dit.given} channels, not {time} of mask and a picture's latents")
+    made = canvas.blank(model.latents_of(w, h, f), model.vae.channels)
+    strength = float(draft.start.max() or 1) if told else draft.start.min()
+    if strength < 1 or (draft.known.any() and not told):
+        made = made._replace(z=model.encoded(padded(draft.frames)))
+        made = made if told else made._replace(start=canvas.cells(padded(draft.start), model.grid))
+    if not told:
+        return made
+    known = padded(draft.known)
+    seen = model.encoded(np.where(known[..., None], padded(draft.frames), np.float32(127.5)))
+    cells = known.reshape(len(known), known.shape[1] // side, side, -1, side).all((2, 4))
+    cells = np.concatenate([np.repeat(cells[:1], time, 0), cells[1:]]).reshape(-1, time, *cells.shape[1:])
+    given = np.concatenate([np.moveaxis(cells, 1, -1).astype(np.float32), seen], -1)
+    return canvas.Canvas(made.z, np.full_like(made.start, strength), given)
+
+
+def nothing(width: int, height: int, frames: int) -> Draft:
+    """A clip of which nothing is known; its arrays take no memory."""
+    shape = (frames, height, width)
+    black = np.broadcast_to(np.uint8(0), (*shape, 3))
+    return Draft(black, np.broadcast_to(False, shape), np.broadcast_to(np.float32(1), shape), 1.0)
 
 
 def spliced(draft: Draft, painted: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f h w 3"]:

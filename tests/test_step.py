@@ -29,7 +29,7 @@ def state_after(n: int, **changes) -> tuple[dict, list[dict]]:
     mesh = pod.make(get_config().mesh)
     state, metrics = fresh(), []
     for _, (batch, _) in zip(range(n), Regression(get_config(**changes)).batches(None)):
-        state, numbers = update(state, pod.place(mesh, batch, 1))
+        state, numbers = update(state, pod.place(mesh, batch, 1), {})
         metrics.append(jax.device_get(numbers))
     return jax.device_get(state), metrics
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from sora_jax import prompting
 from sora_jax.data.packing import patchify, positions
 from sora_jax.diffusion import canvas, sampler, solvers
-from sora_jax.model import load, unflat
+from sora_jax.errors import InputError
+from sora_jax.model import flat, load, unflat
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
-from sora_jax.weights import convert, files, umt5, wan, wan_vae
+from sora_jax.weights import convert, files, lora, umt5, wan, wan_vae
 from sora_jax.weights.names import places
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -153,17 +155,25 @@ def test_solvers_are_diffusers_step_for_step(name):
     np.testing.assert_allclose(ours, theirs[1:], atol=1e-5 * float(np.abs(theirs).max()), rtol=0)
 
 
-@pytest.mark.parametrize("name", ["one", "two"])
-def test_the_whole_pipeline_is_diffusers(folder, tmp_path, name):
-    """Prompt to frames: cleaning, tokens, text rows, guidance, whole timesteps, UniPC, VAE; with `two`, a second
-    transformer (the first's weights times 0.8) below the noise level 0.8."""
-    peer = safetensors.load_file(FIXTURES / "wan_painting.safetensors")
+STEPS, PROMPT = [*(1 - np.arange(6) / 6 * 0.999), 0.0], "a small blue star falls &amp; bounces"
+
+
+def as_the_peer(folder: Path, tmp_path: Path) -> tuple[Path, dict]:
+    """A copy of the model that computes in float32 on texts of 32 rows, and its config."""
     model = shutil.copytree(folder, tmp_path / "model")
     config = json.loads((model / "model.json").read_text())
     for part in config.keys() & {"text", "dit", "vae"}:
         config[part]["dtype"] = "float32"
     config["text"]["rows"], config["sample"] = 32, config["sample"] | {"row": 64, "text_row": 64}
-    guidance = 4.0
+    return model, config
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_the_whole_pipeline_is_diffusers(folder, tmp_path, name):
+    """Prompt to frames: cleaning, tokens, text rows, guidance, whole timesteps, UniPC, VAE; with `two`, a second
+    transformer (the first's weights times 0.8) below the noise level 0.8."""
+    peer = safetensors.load_file(FIXTURES / "wan_painting.safetensors")
+    model, config, guidance = *as_the_peer(folder, tmp_path), 4.0
     if name == "two":
         first = safetensors.load_file(model / "dit.safetensors")
         safetensors.save_file({path: x * np.float32(0.8) for path, x in first.items()}, model / "dit_low.safetensors")
@@ -173,12 +183,52 @@ def test_the_whole_pipeline_is_diffusers(folder, tmp_path, name):
     for part in model.params:  # of two transformers only the one that paints is on the device
         held = all(isinstance(x, jax.Array) for x in jax.tree.leaves(model.params[part]))
         assert held == (name == "one" or part in ("text", "vae"))
-    levels = [*(1 - np.arange(6) / 6 * 0.999), 0.0]
-    how = dict(seed=7, steps=levels, guidance=guidance)
-    (z,) = sampler.paint(model, [canvas.blank((2, 4, 6), 16)], ["a small blue star falls &amp; bounces"], **how)
+    how = dict(seed=7, steps=STEPS, guidance=guidance)
+    (z,) = sampler.paint(model, [canvas.blank((2, 4, 6), 16)], [PROMPT], **how)
     close(z, peer[f"{name}/latents"].transpose(1, 2, 3, 0))
     error = model.decode(z).frames.astype(int) - peer[f"{name}/frames"].astype(int)
     assert np.abs(error).max() <= 2
+
+
+def test_pictures_beside_the_noise_are_diffusers(folder, tmp_path):
+    """As Wan 2.2's I2V has them: mask and latents of the first frame, or of the first and the last, in 20 channels."""
+    peer = safetensors.load_file(FIXTURES / "wan_picture.safetensors")
+    model, config = as_the_peer(folder, tmp_path)
+    config["dit"]["given"] = 20
+    (model / "model.json").write_text(json.dumps(config))
+    wider, tensors = (
+        safetensors.load_file(FIXTURES / "wan_dit.safetensors"),
+        safetensors.load_file(model / "dit.safetensors"),
+    )
+    where = places(wan.names(config["dit"]), "diffusers", 2)["patch_embedding.weight"]
+    tensors["patch_in/kernel"] = np.ascontiguousarray(where.layout.ours(wider["i2v/patch_embedding.weight"]))
+    tensors["patch_in/bias"] = wider["i2v/patch_embedding.bias"]
+    safetensors.save_file(tensors, model / "dit.safetensors")
+    model, how = load(model), dict(seed=7, steps=STEPS, guidance=4.0)
+    frames = np.stack([peer["first"]] * 4 + [peer["last"]])
+    for name, known in (("one", [0]), ("both", [0, 4])):
+        made = prompting.draft(frames, np.isin(np.arange(5), known)[:, None, None], 16.0)
+        (z,) = sampler.paint(model, [prompting.canvas_of(model, made)], [PROMPT], **how)
+        close(z, peer[name].transpose(1, 2, 3, 0))
+    with pytest.raises(InputError, match="given 20 channels beside the noise"):
+        sampler.paint(model, [canvas.blank((2, 4, 6), 16)], [PROMPT], **how)
+
+
+LORAS = {"peft": [("peft", 1.0)], "original": [("original", 1.0)], "both": [("peft", 0.7), ("original", -0.4)]}
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_the_dit_with_loras_is_diffusers(folder, name):
+    """As PEFT writes them, with alpha in the header, and in the original names, with alphas and biases; and both."""
+    wanted = safetensors.load_file(FIXTURES / "wan_lora.safetensors")
+    fields, params = part(folder, "dit")
+    uses = [(FIXTURES / f"wan_lora_{file}.safetensors", weight) for file, weight in LORAS[name]]
+    merged = unflat(lora.merged(flat(params), lora.chosen({"dit": fields}, uses)["dit"]))
+    inputs, spans = row(safetensors.load_file(FIXTURES / "wan_dit.safetensors"), "t2v")
+    out = jax.jit(DiT(**{**fields, "patch": PATCH}).apply)({"params": merged}, *map(jnp.asarray, inputs))
+    theirs = [patchify(wanted[which].transpose(1, 2, 3, 0), PATCH) for which in (name, "neither")]
+    close(out[0, spans["a"]], theirs[0])
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.1
 
 
 def test_what_torch_saves_is_read_without_it():

@@ -83,6 +83,7 @@ class Regression(NamedTuple):
     """
 
     config: ml_collections.ConfigDict
+    frozen: tuple = ()
 
     def init(self, key):
         return MLP(self.config.dit.width).init(key, jnp.zeros((1, 8)))["params"]

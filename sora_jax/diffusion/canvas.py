@@ -3,6 +3,7 @@
 A Canvas is (z, start): normalised latents [f h w c] and, for every latent position, the noise level from which it is
 painted. start = 1: from pure noise; 0: kept bit for bit; between: repainted that strongly (SDEdit, arXiv:2108.01073).
 At global noise level u a position is at min(u, start). Every task is a builder of a canvas; there is one sampler.
+A transformer that is told what is known in channels beside the noise (`given`, Wan 2.2's I2V) paints all of a canvas.
 
 Training draws the same masks (`training_mask`), so that painting around what is known is learned, not hoped for.
 """
@@ -21,10 +22,12 @@ MASKS = ("none", "first", "last", "ends", "frames", "box")
 
 
 class Canvas(NamedTuple):
-    """`z` [f h w c] float32 normalised latents; `start` [f h w] float32 in [0, 1]."""
+    """`z` [f h w c] float32 normalised latents; `start` [f h w] float32 in [0, 1]; `given` [f h w g] float32, for a
+    transformer that has such channels."""
 
     z: Float[np.ndarray, "f h w c"]
     start: Float[np.ndarray, "f h w"]
+    given: Float[np.ndarray, "f h w g"] | None = None
 
 
 def blank(grid: tuple[int, int, int], channels: int) -> Canvas:

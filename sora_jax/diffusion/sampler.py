@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
@@ -109,6 +110,8 @@ def paint(
     else:
         scales = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(scales)), scales)
     patch = model.dit.patch
+    if any((0 if canvas.given is None else canvas.given.shape[-1]) != model.dit.given for canvas in canvases):
+        raise InputError(f"this model is given {model.dit.given} channels beside the noise: see prompting.canvas_of")
     items = [
         prepare(model, canvas, prompt, negative, seed, i) for i, (canvas, prompt) in enumerate(zip(canvases, prompts))
     ]
@@ -201,7 +204,8 @@ def prepare(model: Model, canvas: Canvas, prompt: str | Sequence[Shot], negative
     settings = model.config["flow"]  # one shift for all clips, or by their tokens
     base = 0 if "shift" in settings else settings["shift_base"]
     shift = settings["shift"] if "shift" in settings else float(np.sqrt(len(x) / base)) if base else 1.0
-    return {
+    given = {} if canvas.given is None else {"given": patchify(np.pad(canvas.given, [*over, (0, 0)], "edge"), patch)}
+    return given | {
         "grid": grid,
         "x": x,
         "eps": patchify(eps, patch),
@@ -245,6 +249,8 @@ def pack(items: Sequence[dict], row: int, text_row: int) -> dict[str, np.ndarray
         "txt": np.zeros((2, text_row), np.int32),  # the prompts, then the negative prompts
         "txt_seg": np.zeros((2, text_row), np.int32),
     }
+    if "given" in items[0]:
+        batch["given"] = np.zeros((1, row, items[0]["given"].shape[-1]), np.float32)
     for i, pair in enumerate(table):
         batch["start"][0, i], batch["shift"][0, i] = pair
     at, text_at, asked = 0, [0, 0], 1
@@ -252,6 +258,8 @@ def pack(items: Sequence[dict], row: int, text_row: int) -> dict[str, np.ndarray
         here = slice(at, at + len(item["x"]))
         batch["z"][0, here], batch["eps"][0, here], batch["pos"][0, here] = item["x"], item["eps"], item["pos"]
         batch["seg"][0, here] = number
+        if "given" in item:
+            batch["given"][0, here] = item["given"]
         batch["ask"][0, here] = asked + item["ask"]
         values, inverse = np.unique(item["start"], return_inverse=True)
         batch["level"][0, here] = np.array([entry[float(s), item["shift"]] for s in values], np.int32)[inverse]
@@ -347,13 +355,23 @@ def _walk(
     def of(table: Float[Array, "1 k"]) -> Float[Array, "1 s 1"]:
         return jnp.take_along_axis(table, batch["level"], 1)[..., None]
 
+    def beside(both: Array) -> Array:
+        """The rows, each latent with what is given of it behind it."""
+        if "given" not in batch:
+            return both
+        parts = (both, jnp.repeat(batch["given"], sides, 0))
+        n = int(np.prod(dit.patch))
+        return rearrange(
+            jnp.concatenate([rearrange(y, "b s (n c) -> b s n c", n=n) for y in parts], -1), "b s n c -> b s (n c)"
+        )
+
     def look(x: Array, table: Array, scale: Array) -> Array:
         """x0 as the network sees it."""
         both, t0 = jnp.repeat(x, sides, 0), of(table)
         table = jnp.repeat(table, sides, 0)
         # the half thousandth is for what float32 lacks of a whole number
         told = jnp.floor(jnp.minimum(table, solvers.TOP) * whole + 5e-4) / whole if whole else table
-        out = dit.apply({"params": params["dit"]}, both, pos, seg, told, level, ctx, txt_seg, ask)
+        out = dit.apply({"params": params["dit"]}, beside(both), pos, seg, told, level, ctx, txt_seg, ask)
         v = flow.velocity(predict, out, both, jnp.repeat(t0, sides, 0))
         if guided:  # equation (2)
             v = v[1:] + scale * (v[:1] - v[1:])

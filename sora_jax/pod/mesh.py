@@ -34,13 +34,17 @@ KEYS = ("data", "fsdp", "context", "ring", "tensor")  # of config.mesh
 ROWS = ("data", "fsdp")
 PATCHES = ("ring", "ulysses")
 WEIGHTS = ("fsdp", "ring", "ulysses")
-BY_PATCH = ("x", "z", "eps", "pos", "seg", "ask", "level")  # of a batch, to train on or to paint
+BY_PATCH = ("x", "z", "eps", "given", "pos", "seg", "ask", "level")  # of a batch, to train on or to paint
 
 # (name, parameter's path, axes of its last dimensions); the first that matches claims it, also inside EMA and optimizer
 # state, whose paths end like the parameter's. Dimensions before the last ones (a stack of layers) are whole everywhere.
 RULES = (
     ("into heads or hidden features", r"blocks/((self|cross)/[qkv]|q|k|v|mlp_up|gate|up)/kernel$", (WEIGHTS, "tensor")),
     ("out of heads or hidden features", r"blocks/((self|cross)/o|o|mlp_down|down)/kernel$", ("tensor", WEIGHTS)),
+    ("a LoRA into them, A", r"blocks/((self|cross)/[qkv]|mlp_up)/lora_a$", (WEIGHTS, None)),
+    ("a LoRA into them, B", r"blocks/((self|cross)/[qkv]|mlp_up)/lora_b$", (None, "tensor")),
+    ("a LoRA out of them, A", r"blocks/((self|cross)/o|mlp_down)/lora_a$", ("tensor", None)),
+    ("a LoRA out of them, B", r"blocks/((self|cross)/o|mlp_down)/lora_b$", (None, WEIGHTS)),
     ("biases of hidden features", r"blocks/((self|cross)/[qkv]|mlp_up)/bias$", ("tensor",)),
     ("scales of heads", r"blocks/(self|cross)/[qk]_norm/scale$", ("tensor",)),
     ("the text's table", r"text/embed$", (None, WEIGHTS)),

@@ -36,7 +36,9 @@ def trained(config, mesh) -> Step:
     """The trainer's own update, on a full batch."""
     from sora_jax.train import loop, tasks
 
-    update, state, _ = loop.prepare(tasks.make(config), config, mesh)
+    task = tasks.make(config)
+    update, state, _ = loop.prepare(task, config, mesh)
+    frozen = loop.frozen(task, config, mesh)
     data, dit = config.data, config.dit
     shapes = {
         "x": ((data.rows, data.row, math.prod(dit.patch) * dit.channels), jnp.float32),
@@ -48,9 +50,10 @@ def trained(config, mesh) -> Step:
     }
     batch = {name: abstract(s, t, pod.batch_sharding(mesh, name, s)) for name, (s, t) in shapes.items()}
     facts = {"rows": data.rows, "row": data.row, "tokens": data.rows * data.row, "text_row": data.text_row}
-    parts = held({**state, "batch": batch})
-    parts = {name: parts[name] for name in ("params", "ema", "opt", "batch")}
-    return Step(update, (state, batch), parts, size_of(state["params"]), model_flops(config, data.rows), facts)
+    parts = held({**state, "frozen": frozen, "batch": batch})
+    parts = {name: parts[name] for name in ("frozen",) * bool(frozen) + ("params", "ema", "opt", "batch")}
+    parameters = size_of(state["params"]) + size_of(frozen)
+    return Step(update, (state, batch, frozen), parts, parameters, model_flops(config, data.rows), facts)
 
 
 def sampled(config, mesh) -> Step:
@@ -62,6 +65,7 @@ def sampled(config, mesh) -> Step:
 
     text, dit, row, words = TextEncoder(**config.text), DiT(**config.dit), config.data.row, config.data.text_row
     shapes = jax.eval_shape(tasks.make(config).init, jax.random.key(0))
+    shapes = {part: shapes[part] for part in ("text", "dit")}
     spread = pod.shardings(mesh, shapes)
     params = jax.tree.map(lambda x, s: abstract(x.shape, x.dtype, s), shapes, spread)
     whole = NamedSharding(mesh, PartitionSpec())

@@ -9,10 +9,12 @@ Whatever is predicted (config.flow.predict), its error is measured as a velocity
 and none of them decides how much each noise level counts. Below `config.flow.floor` it is the error of x0 over the
 floor instead: a velocity's would grow with 1 / t there, and drown what text has to say in the last details.
 
-Keys of the config it reads: text, dit (fields of `TextEncoder`, `DiT`; trained together), flow = dict(predict, law,
-shift_base, floor), masks, data (see `data.pipeline.latents`; path and held_out are folders of latents, or "world" and
-"world-held-out", small sets made on the spot), vae_model (the folder whose VAE made the latents), tokenizer, sample
-(kept with the model) and prompts: (text, (w, h), frames), painted at fixed seeds.
+Keys of the config it reads: text, dit (fields of `TextEncoder`, `DiT`; trained together, but for the parts named in
+`frozen`), lora = dict(rank) (above 0, both stand still and a LoRA of the DiT is trained, `weights/lora.py`), flow =
+dict(predict, law, shift_base or, for all sizes, shift, floor), masks, data (see `data.pipeline.latents`; path and
+held_out are folders of latents, or "world" and "world-held-out", small sets made on the spot), vae_model (the folder
+whose VAE made the latents), tokenizer, sample (kept with the model) and prompts: (text, (w, h), frames), painted at
+fixed seeds.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.pod import mesh as pod
 from sora_jax.pod.hosts import joined
 from sora_jax.train.tasks import Task
+from sora_jax.weights import lora
 
 EVAL_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 EVAL_BATCHES = 4
@@ -54,8 +57,12 @@ def make(config) -> Task:
         )
     if dit.given:
         raise InputError(
-            f"config.dit.given is {dit.given}: a DiT that is given more than noise can paint, not be trained"
+            f"config.dit.given is {dit.given}: a DiT that is given a picture's latents beside the noise can paint, not "
+            "be trained, for latents on disk do not hold a picture's with grey behind it"
         )
+    frozen = still(config)
+    if set(frozen) - {"text", "dit"} or (len(frozen) > 1 and not config.lora.rank):
+        raise InputError(f"config.frozen is {frozen}: text may stand still, or dit, but something must be trained")
     shares = tuple(config.masks[name] for name in canvas.MASKS)
 
     def init(key) -> dict:
@@ -64,14 +71,24 @@ def make(config) -> Task:
         ctx = jnp.zeros((1, 8, config.text.width))
         x = jnp.zeros((1, 8, int(np.prod(dit.patch)) * dit.channels))
         t = jnp.zeros((1, 1))
-        return {
+        params = {
             "text": text.init(keys[0], ints, ints)["params"],
             "dit": dit.init(keys[1], x, jnp.zeros((1, 8, 3), jnp.int32), ints, t, ints, ctx, ints)["params"],
         }
+        if config.lora.rank:
+            params["lora"] = lora.begin(jax.random.fold_in(key, 2), params["dit"], config.lora.rank)
+        stored = {"text": text.dtype, "dit": dit.dtype}  # what stands still is kept as it is computed with
+        return params | {part: jax.tree.map(lambda w, d=stored[part]: w.astype(d), params[part]) for part in frozen}
+
+    def whole(params: dict) -> dict:
+        """The text encoder and the DiT, the LoRA that is trained added to it."""
+        if "lora" not in params:
+            return params
+        return {"text": params["text"], "dit": lora.applied(params["dit"], params["lora"])}
 
     def errors(params: dict, batch: dict, key, t: Float[Array, "b g"], known: Array) -> Float[Array, "b s"]:
         """Squared error of every patch, each clip at noise t with its known patches clean."""
-        seg = batch["seg"]
+        params, seg = whole(params), batch["seg"]
         # the table of a row's noise levels: 0, then one per clip
         table = jnp.concatenate([jnp.zeros((len(t), 1)), t], 1)
         level = jnp.where(known, 0, seg)
@@ -88,7 +105,8 @@ def make(config) -> Task:
         grid, seg = batch["grid"], batch["seg"]
         tokens = jnp.prod(grid, -1)
         t = flow.draw_levels(config.flow.law, key_t, tokens.shape)
-        t = flow.shifted(t, flow.shift_of(tokens, config.flow.shift_base))
+        fixed = "shift" in config.flow
+        t = flow.shifted(t, config.flow.shift if fixed else flow.shift_of(tokens, config.flow.shift_base))
         known = canvas.training_mask(key_mask, batch["pos"], seg, grid, shares)
         error = errors(params, batch, key_eps, t, known)
         paint = (seg > 0) & ~known
@@ -153,9 +171,11 @@ def make(config) -> Task:
         return load(config.vae_model)
 
     def pictures(params: dict, folder: Path, step: int) -> None:
+        if not config.prompts:
+            return
         vae = decoder()
         settings = {name: config[name].to_dict() for name in ("text", "dit", "flow", "sample")}
-        model = Model({"vae": vae.config["vae"], **settings}, {"vae": vae.params["vae"], **params}, tokenizer)
+        model = Model({"vae": vae.config["vae"], **settings}, {"vae": vae.params["vae"], **whole(params)}, tokenizer)
         videos: list[media.Video] = [
             model.generate(prompt, size=tuple(size), frames=frames, seed=seed)
             for seed, (prompt, size, frames) in enumerate(config.prompts)
@@ -170,7 +190,12 @@ def make(config) -> Task:
         used, words = sum(int(p.sum()) for p in patches), sum(int(n.sum()) for n in texts)
         return training_flops(config.dit, used, squares, words, crossed)
 
-    return Task(init, loss, batches, evaluate, pictures, flops, lambda batch: int((batch["seg"] > 0).sum()))
+    return Task(init, loss, batches, evaluate, pictures, flops, lambda batch: int((batch["seg"] > 0).sum()), frozen)
+
+
+def still(config) -> tuple[str, ...]:
+    """The parts that are not trained: those of `config.frozen`, or all, where a LoRA is."""
+    return ("text", "dit") if config.lora.rank else tuple(config.frozen)
 
 
 def masked_mean(x: Array, mask: Array) -> Array:

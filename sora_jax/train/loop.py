@@ -1,6 +1,6 @@
 """The one training loop, top to bottom: mesh, data, state, step, metrics, samples, checkpoint, preemption.
 
-It knows a task by six functions (`tasks.Task`) and nothing of videos. Keys of the config it reads:
+It knows a task by its functions (`tasks.Task`) and nothing of videos. Keys of the config it reads:
 
     task           which task ('vae', 'dit')
     seed           of the weights and of every random number after
@@ -92,6 +92,8 @@ def run(task, config, workdir: str | Path) -> dict:
     mesh = pod.make(config.mesh)
     update, abstract, fresh = prepare(task, config, mesh)
     update, fresh = joined(update), joined(fresh)
+    with jax.set_mesh(mesh):  # what is loaded is spread over it
+        still = taken(config.init, frozen(task, config, mesh)) if task.frozen else {}
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = only_run(workdir)
@@ -128,7 +130,7 @@ def run(task, config, workdir: str | Path) -> dict:
                 lockstep = jax.process_count() > 1 and jax.default_backend() == "cpu"
                 if lockstep:
                     together()  # see `pod.hosts`
-                state, metrics = update(state, pod.place(mesh, batch, hosts))
+                state, metrics = update(state, pod.place(mesh, batch, hosts), still)
                 step += 1
                 # One step may be under way while the next is prepared, no more: a signal is answered within two.
                 jax.block_until_ready(metrics["loss"] if lockstep else done)
@@ -145,10 +147,10 @@ def run(task, config, workdir: str | Path) -> dict:
                     checkpoints.save(step, state, everyones(cursor, host))
                 if due(config.eval_every) and not stop.asked:
                     with jax.set_mesh(mesh):
-                        numbers = task.evaluate(state["ema"], eval_key)
+                        numbers = task.evaluate(still | state["ema"], eval_key)
                     log.numbers(step, {f"eval/{name}": float(value) for name, value in numbers.items()})
                 if due(config.picture_every) and not stop.asked:
-                    ema = one_copy(state["ema"])
+                    ema = one_copy(still | state["ema"])
                     if jax.process_index() == 0:
                         with writing(workdir), tempfile.TemporaryDirectory() as folder:
                             (workdir / "samples").mkdir(exist_ok=True)
@@ -177,14 +179,15 @@ def run(task, config, workdir: str | Path) -> dict:
 def prepare(task, config, mesh):
     """(update, abstract, fresh): the jitted step, the state's shapes and where they lie, its start.
 
-    `update(state, batch) -> (state, metrics)` gives its state's buffers away. Every array is born where `pod.mesh`
-    wants it, none is ever whole on one device that need not be. jit with shardings is what pjit was.
+    `update(state, batch, still) -> (state, metrics)` gives its state's buffers away; `still` is what is `frozen`. Every
+    array is born where `pod.mesh` wants it, none is ever whole on one device that need not be. jit with shardings is
+    what pjit was.
     """
     tx, lr = optimizer.make(config.opt, config.steps)
 
     def first() -> dict:
         key_init, key_steps = jax.random.split(jax.random.key(config.seed))
-        params = task.init(key_init)
+        params = {part: tree for part, tree in task.init(key_init).items() if part not in task.frozen}
         return {
             "step": jnp.int32(0),
             "params": params,
@@ -195,10 +198,11 @@ def prepare(task, config, mesh):
             "loss": jnp.float32(jnp.nan),
         }
 
-    def update(state: dict, batch: dict):
+    def update(state: dict, batch: dict, still: dict):
         params, step = state["params"], state["step"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), step)
-        loss, metrics, grads = accumulated(task.loss, params, batch, key, config.opt.accumulate, mesh)
+        loss_fn = lambda params, batch, key: task.loss(still | params, batch, key)
+        loss, metrics, grads = accumulated(loss_fn, params, batch, key, config.opt.accumulate, mesh)
         norm = optax.global_norm(grads)
         updates, opt = tx.update(grads, state["opt"], params)
         new = {"params": optax.apply_updates(params, updates), "opt": opt}
@@ -223,7 +227,25 @@ def begun(name: str, params: dict) -> dict:
 
     Raises InputError where the folder is no model, or one of other shapes.
     """
-    given = flat(load(name).params)
+    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, params), params)  # copies
+    return {"params": began, "ema": jax.tree.map(jnp.copy, began)}
+
+
+def frozen(task, config, mesh) -> dict:
+    """What the task keeps frozen, as shapes with where they lie: by the rules of what is trained."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    shapes = {part: shapes[part] for part in task.frozen}
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, pod.shardings(mesh, shapes)
+    )
+
+
+def taken(name: str, like: dict) -> dict:
+    """The model folder's weights of the shapes and on the devices of `like`, in the types in which they are stored.
+    Raises InputError as `begun`, and where no model is named."""
+    if not name:
+        raise InputError(f"{' and '.join(sorted(like))} would stay as drawn: give --config.init, the model they are of")
+    given = flat(load(name, host=True).params)  # transformers go where they will lie, by no way over one device
 
     def take(path, x):
         path = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -232,8 +254,7 @@ def begun(name: str, params: dict) -> dict:
             raise InputError(f"config.init = {name} is a model of another kind: {path} {has}, {list(x.shape)} here")
         return jax.device_put(given[path], x.sharding)
 
-    began = jax.tree_util.tree_map_with_path(take, params)
-    return {"params": began, "ema": jax.tree.map(jnp.copy, began)}
+    return jax.tree_util.tree_map_with_path(take, like)
 
 
 def announce(batch: dict, seen: set, k: int) -> bool:

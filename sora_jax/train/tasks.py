@@ -11,10 +11,10 @@ from sora_jax.errors import InputError
 class Task(NamedTuple):
     """What `train.loop.run` needs.
 
-    init(key) -> params; loss(params, batch, key) -> (loss, metrics), pure; batches(cursor, host, hosts) -> iterator of
-    (this host's part of a batch in numpy arrays, cursor after it); evaluate(params, key) -> numbers; pictures(params,
-    folder, step) writes a contact sheet of fixed seeds; flops(batch) -> model FLOPs of a training step; units(batch) ->
-    its tokens or pixels.
+    init(key) -> params, by part; loss(params, batch, key) -> (loss, metrics), pure; batches(cursor, host, hosts) ->
+    iterator of (this host's part of a batch in numpy arrays, cursor after it); evaluate(params, key) -> numbers;
+    pictures(params, folder, step) writes a contact sheet of fixed seeds; flops(batch) -> model FLOPs of a step;
+    units(batch) -> its tokens or pixels; frozen: the parts of params that are those of `config.init` and stay so.
     """
 
     init: Callable
@@ -24,6 +24,7 @@ class Task(NamedTuple):
     pictures: Callable
     flops: Callable
     units: Callable
+    frozen: tuple[str, ...] = ()
 
 
 def make(config) -> Task:

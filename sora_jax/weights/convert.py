@@ -65,6 +65,12 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
             parts[found.part] = found
     tokenizers = [path for source in sources for path in ([source] if source.is_file() else source.rglob(TOKENIZER))]
     tokenizers = [path for path in tokenizers if path.name == TOKENIZER]
+    stray = [path for source in sources if source.is_dir() for path in source.rglob("tokenizer.json")]
+    if stray and not tokenizers:
+        raise InputError(
+            f"{stray[0]} is a tokenizer without the sentencepiece model that it was made of: give {TOKENIZER} too, "
+            "which the folders of its text encoder hold"
+        )
     if not parts and not tokenizers:
         raise InputError(f"there is no checkpoint in {', '.join(map(str, sources))}")
     if out.exists() and not (out / "model.json").exists() and (not out.is_dir() or any(out.iterdir())):
@@ -234,8 +240,11 @@ def pipeline(folder: Path, out: Path, config: Mapping) -> None:
     parts = {"dit": ["diffusers", "WanTransformer3DModel"], "dit_low": ["diffusers", "WanTransformer3DModel"]}
     parts |= {"vae": ["diffusers", "AutoencoderKLWan"]}
     parts |= {"text": ["transformers", "UMT5EncoderModel" if umt5 else "T5EncoderModel"]}
-    index = {"_class_name": "WanPipeline", "scheduler": ["diffusers", "UniPCMultistepScheduler"]}
+    beside = {"given": 0, **config["dit"]}["given"]  # I2V: a picture's latents and a mask beside the noise
+    kind = "WanImageToVideoPipeline" if beside else "WanPipeline"
+    index = {"_class_name": kind, "scheduler": ["diffusers", "UniPCMultistepScheduler"]}
     index |= {FOLDERS[part]: kind if part in config else [None, None] for part, kind in parts.items()}
+    index |= {part: [None, None] for part in ("image_encoder", "image_processor") if beside}
     index["boundary_ratio"] = config["sample"]["switch"] if "dit_low" in config else None
     index["expand_timesteps"] = config["dit"]["channels"] == 48  # the 5B: a noise level a patch
     scheduler = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "solver_order": 2}

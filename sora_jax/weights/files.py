@@ -125,6 +125,12 @@ def safetensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def about(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says of itself (`__metadata__`); the file must have been read before."""
+    with open(path, "rb") as file:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__") or {}
+
+
 class Writer:
     """A safetensors file whose tensors, or slices of them, are written in any order: as large as it will be from the
     beginning, its header first. To be used in a `with`."""
