@@ -102,10 +102,15 @@ def decode(
     return _read(bytes(data), name, fps, max_frames, start)
 
 
-def frames(path: str | Path, fps: float | None = None) -> Iterator[Frame]:
-    """`read`, one uint8 [h w 3] at a time, in flat memory. A held frame is given again: copy before you change it."""
-    clip = open_clip(Path(path), str(path))
-    yield from resample(clip, checked_fps(clip.rate if fps is None else fps), str(path))
+def frames(
+    path: str | Path, fps: float | None = None, start: float = 0.0, within: int | None = None
+) -> Iterator[Frame]:
+    """`read`, one uint8 [h w 3] at a time, in flat memory. A held frame is given again: copy before you change it.
+
+    within: frames with a longer side than this come shrunk to it (by area, fast: for looking at, not for training on).
+    """
+    clip = open_clip(Path(path), str(path), start, within)
+    yield from resample(clip, checked_fps(clip.rate if fps is None else fps), str(path), start)
 
 
 def probe(path: str | Path, fps: float | None = None) -> dict:
