@@ -8,7 +8,7 @@ every shot into shards that may be killed at any moment (`shards.py`). The verdi
 then duplicates over the whole set (`duplicates.py`); it takes seconds, so thresholds can be tried.
 
     OUT/shots-train.array_record-*   every shot of the footage: times, scores, hashes, a strip of three pictures
-    OUT/clips.jsonl                  the clips to keep, one a line: file, first frame, crop, captions of the file, scores
+    OUT/clips.jsonl                  the clips to keep, one a line: file, first frame, crop, the file's captions, scores
     OUT/dropped.jsonl                the others, with the reasons
     OUT/report.html                  one page, nothing outside it
     OUT/report.json                  files that could not be read
@@ -48,8 +48,8 @@ def curate(
     """Scans the folder `src` of clips and images, and says in `out` which clips of it to keep.
 
     config: `scan` and `keep` of configs/curate.py. captions: as in `dataset.build`; they follow a file's clips.
-    Returns {"out", "files", "skipped", "shots", "kept", "dropped": {reason: shots}, "hours", "kept_hours"}; where it was
-    scanned in this process, also "frames_per_core_second" and "decoding", the share of the CPU time that was decoding.
+    Returns {"out", "files", "skipped", "shots", "kept", "dropped": {reason: shots}, "hours", "kept_hours"}; when it was
+    scanned in this process also "frames_per_core_second", and "decoding": the share of the CPU time that decoding was.
     Raises InputError: as `dataset.build`; OpenCV or PySceneDetect missing; a threshold that cannot be; nothing kept.
     """
     for module, package in (("cv2", "opencv-python-headless"), ("scenedetect", "scenedetect-headless")):

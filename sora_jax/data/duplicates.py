@@ -18,7 +18,7 @@ AT_ONCE = 1 << 22  # candidates looked at together: tens of MB
 
 
 def near(hashes: UInt64[np.ndarray, "n"], bits: int) -> Iterator[tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]]:
-    """Pairs (i, j), i < j, of hashes that differ in at most `bits` bits, piece by piece; a pair may come up to four times.
+    """Pairs (i, j), i < j, of hashes that differ in at most `bits` bits, piece by piece; some come more than once.
 
     Raises InputError above seven bits.
     """

@@ -39,7 +39,6 @@ def is_black(grey: UInt8[np.ndarray, "h w"], level: int = BARS) -> bool:
 
 def flow(before: UInt8[np.ndarray, "h w"], after: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 2"]:
     """Where each pixel of `before` went, in (columns, rows); zeros for frames too small to follow anything in."""
-    import cv2
 
     if min(before.shape) < 16:
         return np.zeros((*before.shape, 2), np.float32)
