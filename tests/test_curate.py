@@ -126,7 +126,9 @@ def test_what_is_wrong_is_found(curated):
 
 
 def test_shots_before_the_damage_are_kept(curated):
-    assert [line["name"] for line in lines(curated[0]) if line["file"] == "damaged.mp4"] == ["damaged.mp4#t=0.000,1.000"]
+    assert [line["name"] for line in lines(curated[0]) if line["file"] == "damaged.mp4"] == [
+        "damaged.mp4#t=0.000,1.000"
+    ]
 
 
 def test_a_letterbox_is_cut_off(curated):
@@ -235,7 +237,9 @@ def test_motion_is_measured_and_a_steady_pan_does_not_shake():
     assert scores.motion(pan, 24) == (pytest.approx(3 * unit, rel=0.1), pytest.approx(0, abs=0.1 * unit))
     assert scores.motion(hand, 24)[1] == pytest.approx(10 * unit, rel=0.1)
     assert scores.motion(still, 24) == (pytest.approx(0, abs=0.2), 0)
-    assert scores.change(np.stack([big, big])) == 0 and scores.change(np.stack([big, big.T.copy().reshape(260, 400)])) > 50
+    assert (
+        scores.change(np.stack([big, big])) == 0 and scores.change(np.stack([big, big.T.copy().reshape(260, 400)])) > 50
+    )
     assert np.isnan(scores.change(big[None])) and np.isnan(scores.motion(still[:0], 24)[0])
 
 

@@ -249,7 +249,12 @@ def _progress(out: Path, sizes: dict[str, int], name: str) -> Iterator[None]:
 
     def watch():
         while not stop.wait(0.5):
-            bar.update(round(done() - bar.n, 2))
+            show()
+
+    def show():
+        now = round(done(), 2)
+        bar.n = int(now) if now == int(now) else now
+        bar.update(0)
 
     pause = 0.1 if sys.stderr.isatty() else 30  # seconds between lines of a log file
     bar = tqdm(total=sum(sizes.values()), initial=done(), unit=" clips", desc=name, mininterval=pause)
@@ -260,7 +265,7 @@ def _progress(out: Path, sizes: dict[str, int], name: str) -> Iterator[None]:
     finally:
         stop.set()
         watcher.join()
-        bar.update(done() - bar.n)
+        show()
         bar.close()
 
 

@@ -104,7 +104,7 @@ def records(path: Path, name: str, said: list[str], scan: dict) -> Iterator[dict
     """The records of a file, shot by shot. Raises InputError where it cannot be read (on)."""
     cpu = time.process_time()
     facts = media.probe(path)
-    frames, rest = _timed(media.frames(path, within=scan["size"])), time.thread_time()
+    frames, rest = _timed(media.frames(path, within=scan["size"], strict=True)), time.thread_time()
     waited = spent["waiting"]
     for piece in pieces(frames, facts["fps"], scan):
         record = _record(piece, facts, scan)

@@ -75,10 +75,13 @@ def reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error).split("\n")[0]
 
 
-def open_clip(source: Path | bytes, name: str, start: float = 0.0, within: int | None = None) -> Clip:
+def open_clip(
+    source: Path | bytes, name: str, start: float = 0.0, within: int | None = None, strict: bool = False
+) -> Clip:
     """Opens a file or its bytes; pictures that are over well before `start` seconds may be left out.
 
-    within: pictures with a longer side than this are shrunk to it, by area, as they are decoded.
+    within: pictures with a longer side than this are shrunk to it, by area, as they are decoded. strict: damage that a
+    decoder could hide (it repeats what was there before) is an error, too.
     Raises InputError naming it: missing, empty, cut short, sound only, not media.
     """
     with one_sentence(name):
@@ -103,7 +106,7 @@ def open_clip(source: Path | bytes, name: str, start: float = 0.0, within: int |
                 )
             except Image.UnidentifiedImageError:
                 aperture = clean_aperture(file)
-        shots = _footage(source, name, aperture, start, within)
+        shots = _footage(source, name, aperture, start, within, strict)
         rate, first = next(shots)
         return Clip(shots, rate, "video", first)
 
@@ -258,7 +261,7 @@ def _rate(stream) -> float:
 
 
 def _footage(
-    source: Path | bytes, name: str, aperture: tuple | None, start: float, within: int | None
+    source: Path | bytes, name: str, aperture: tuple | None, start: float, within: int | None, strict: bool
 ) -> Iterator[tuple]:
     """First (the average rate, when the first picture starts if it is left out), then the shots."""
     with _container(source, name) as container:
@@ -267,6 +270,8 @@ def _footage(
         if start > 0 and container.format.name.startswith(("mov", "matroska")):  # these have an index of key frames
             first = float((stream.start_time or 0) * stream.time_base)
             container.seek(max(0, math.floor((first + start - 0.5 / rate) / stream.time_base)), stream=stream)
+        if strict:
+            stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
         yield rate, first
         to_rgb, now = _Converter(aperture, within), 0.0
         for frame in _decoded(container, stream):
