@@ -32,6 +32,16 @@ def luma(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
+def halved(picture: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h/2 w/2 *c"]:
+    """At half the size, which is enough for what compares whole frames; a stamp stays as it is."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    if min(height, width) < 128:
+        return picture
+    return cv2.resize(picture, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+
+
 def is_black(grey: UInt8[np.ndarray, "h w"], level: int = BARS) -> bool:
     """Whether less than 1 % of the frame is brighter than `level`."""
     return np.count_nonzero(grey > level) < 0.01 * grey.size
@@ -57,13 +67,14 @@ def motion(grey: UInt8[np.ndarray, "n 3 h w"], fps: float) -> tuple[float, float
     """(motion, shake) over n moments of three consecutive frames each; nan where there are none."""
     if not len(grey):
         return np.nan, np.nan
-    unit = 100 * fps / np.hypot(*grey.shape[2:])
     lengths, jumps = [], []
-    for first, second, third in grey:
+    for three in grey:
+        first, second, third = map(halved, three)
+        unit = 100 * fps / np.hypot(*first.shape)
         one, two = flow(first, second), flow(second, third)
-        lengths.append(np.linalg.norm(two, axis=-1).mean())
-        jumps.append(np.linalg.norm(np.median(two, axis=(0, 1)) - np.median(one, axis=(0, 1))))
-    return float(np.mean(lengths) * unit), float(np.mean(jumps) * unit)
+        lengths.append(np.hypot(two[..., 0], two[..., 1]).mean() * unit)
+        jumps.append(np.hypot(*(np.median(two, axis=(0, 1)) - np.median(one, axis=(0, 1)))) * unit)
+    return float(np.mean(lengths)), float(np.mean(jumps))
 
 
 def change(grey: UInt8[np.ndarray, "n h w"]) -> float:
