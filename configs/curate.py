@@ -33,7 +33,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     c.keep = ConfigDict()
     c.keep.seconds = 1.0  # at least
     c.keep.side = 128  # pixels of the shorter side, at least, letterbox cut off
-    c.keep.change = 0.5  # at least: less is static
+    c.keep.change = 0.2  # at least: less is static
     c.keep.motion = 120.0  # at most; also these
     c.keep.shake = 40.0
     c.keep.blur = 0.7
@@ -41,8 +41,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     c.keep.bright = 50.0
     c.keep.text = 2.0
     # A duplicate: `share` of its moments differ from another clip's in at most `bits` of 64 and `levels` of 255.
-    c.keep.bits = 6
-    c.keep.levels = 10.0
+    c.keep.bits = 4
+    c.keep.levels = 6.0
     c.keep.share = 0.5
 
     if variant == "cuts":
