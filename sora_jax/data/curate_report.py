@@ -12,6 +12,7 @@ import numpy as np
 
 KEPT, DROPPED = 120, 24  # strips shown at most: of what was kept, and for each reason
 BINS, WIDE, HIGH = 40, 320, 96  # a histogram's bins and pixels
+GREEN, RED, GREY = "#3a9b78", "#cf6f4a", "#888"
 LEAST = ("seconds", "side", "change")  # a shot is dropped below these thresholds, and above the others
 UNITS = {
     "seconds": "s",
@@ -26,19 +27,17 @@ UNITS = {
 }
 
 STYLE = """
-:root{color-scheme:light dark;--ink:#1c1c1c;--pale:#6b6b6b;--line:#ddd;--paper:#fff;--good:#2a7d5f;--bad:#c2603f}
-@media (prefers-color-scheme:dark){:root{--ink:#eee;--pale:#a0a0a0;--line:#3a3a3a;--paper:#161616;--good:#4fb58f;
---bad:#e08a68}}
+:root{color-scheme:light dark;--ink:#1c1c1c;--pale:#6b6b6b;--line:#ddd;--paper:#fff}
+@media (prefers-color-scheme:dark){:root{--ink:#eee;--pale:#a0a0a0;--line:#3a3a3a;--paper:#161616}}
 body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;max-width:1240px;
 padding:24px}
 h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:36px 0 8px;border-top:1px solid var(--line);padding-top:16px}
 p{margin:4px 0 12px}.pale,figcaption span{color:var(--pale)}table{border-collapse:collapse}
 td,th{padding:3px 18px 3px 0;text-align:left;border-bottom:1px solid var(--line)}td.n{text-align:right}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:14px}
-figure{margin:0;font-size:12px;overflow-wrap:anywhere}
+.grid,.charts{display:flex;flex-wrap:wrap;gap:16px}
+figure{margin:0;width:285px;font-size:12px;overflow-wrap:anywhere}
 figure img{width:100%;display:block;border-radius:3px;background:var(--line)}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:18px}
-svg text{font:11px system-ui,sans-serif;fill:var(--pale)}
+.charts div{width:386px}b.kept{color:#3a9b78}b.lost{color:#cf6f4a}
 """
 
 
@@ -55,8 +54,8 @@ def page(rows: list[dict], why: list[list[str]], keep: dict, skipped: list[dict]
         f"<p class=pale>{_time(good)} of {_time(rows)}, from {len({row['file'] for row in rows}):,} files"
         f"{f'; {len(skipped):,} more could not be read' if skipped else ''}</p>",
         _table(groups, why),
-        "<h2>Scores and thresholds</h2><p class=pale>Each bar: shots with such a score, kept below, dropped (for any "
-        "reason) on top. The dashed line is the threshold. Black shots are left out.</p>",
+        "<h2>Scores and thresholds</h2><p class=pale>Each bar: shots with such a score, <b class=kept>kept</b> below, "
+        "<b class=lost>dropped</b> for any reason on top. Dashed: the threshold. Black shots are left out.</p>",
         f"<div class=charts>{''.join(_chart(key, rows, why, keep) for key in UNITS)}</div>",
         f"<h2>Kept <span class=pale>{len(good):,}</span></h2>{_grid([(row, []) for row in good], KEPT)}",
         *(
@@ -99,7 +98,7 @@ def _table(groups: dict, why: list[list[str]]) -> str:
         f"{_time([row for row, _ in some])}"
         for reason, some in sorted(groups.items(), key=lambda group: -len(group[1]))
     ]
-    head = "<tr><th>dropped for<th>shots<th>also against<th>time"
+    head = "<tr><th>dropped for<th>shots<th>against in all<th>time"
     return f"<table>{head}{''.join(rows)}</table>" if rows else "<p>Nothing was dropped.</p>"
 
 
@@ -138,14 +137,15 @@ def _chart(key: str, rows: list[dict], why: list[list[str]], keep: dict) -> str:
     tall, step = max(1, int((kept + lost).max())), WIDE / BINS
     bars = []
     for n, (a, b) in enumerate(zip(kept * HIGH / tall, lost * HIGH / tall)):
-        for height, under, colour in ((a, 0.0, "good"), (b, a, "bad")):
+        for height, under, colour in ((a, 0.0, GREEN), (b, a, RED)):
             if height:
                 box = f'x="{n * step:.1f}" y="{HIGH - under - height:.1f}" width="{step - 1:.1f}" height="{height:.1f}"'
-                bars.append(f'<rect {box} fill="var(--{colour})"/>')
+                bars.append(f'<rect {box} fill="{colour}"/>')
     if limit <= top:
         x = f"{limit / top * WIDE:.1f}"
-        bars.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{HIGH}" stroke="var(--ink)" stroke-dasharray="3 3"/>')
-    ends = f'<text x="0" y="{HIGH + 13}">0</text><text x="{WIDE}" y="{HIGH + 13}" text-anchor="end">{top:.3g}+</text>'
+        bars.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{HIGH}" stroke="{GREY}" stroke-dasharray="3 3"/>')
+    font = f'y="{HIGH + 13}" font-size="11" fill="{GREY}"'
+    ends = f'<text x="0" {font}>0</text><text x="{WIDE}" {font} text-anchor="end">{top:.3g}+</text>'
     side = "at least" if key in LEAST else "at most"
     return (
         f"<div><b>{key}</b> <span class=pale>{UNITS[key]}; {side} {limit:g}</span>"
