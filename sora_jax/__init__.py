@@ -12,6 +12,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
     data/           raw video -> packed rows
       worlds.py       the procedural, captioned world that knows its own truth      (drawing.py paints it)
       dataset.py      a folder of clips, and the latents of one, as TFDS datasets   (captions.py, shards.py)
+      curate.py       raw footage to a list of good clips        (shots.py, scores.py, duplicates.py, curate_report.py)
       packing.py      patchify; variable grids -> dense rows, balanced across hosts
       pipeline.py     deterministic batches, their cursor saved with the checkpoint
     models/         what owns parameters

@@ -120,8 +120,19 @@ def import_(args) -> None:
     print(json.dumps(convert.import_(args.source, args.out)))
 
 
+def data_curate(args) -> None:
+    """Find the shots in a folder of footage and list those worth training on; a page in --out shows which, and why."""
+    from sora_jax.train import configs
+
+    config = configs.read(args.config, args.settings)
+
+    from sora_jax.data import curate
+
+    report(curate.curate(args.src, args.out, config, captions=args.captions, runner=args.runner, beam=args.beam))
+
+
 def data_build(args) -> None:
-    """Make a dataset of clips, with their captions, out of a folder or a TFDS dataset."""
+    """Make a dataset of clips, with their captions, out of a folder, what was curated of one, or a TFDS dataset."""
     from sora_jax.data import dataset
 
     options = dict(captions=args.captions, fps=args.fps, runner=args.runner, beam=args.beam)
@@ -201,12 +212,12 @@ def made(facts: dict) -> None:
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
-    """The arguments of one verb; `train` and `plan` take --config.KEY=VALUE besides."""
+    """The arguments of one verb; `train`, `plan` and `data curate` take --config.KEY=VALUE besides."""
     root = parser()
     args, rest = root.parse_known_args(argv)
     settings, rest = [], iter(rest)
     for word in rest:
-        if args.run not in (train, plan) or not word.startswith("--config."):
+        if args.run not in (train, plan, data_curate) or not word.startswith("--config."):
             root.error(f"unrecognized argument: {word}")
         word = word.removeprefix("--config.")
         settings.append(word if "=" in word else f"{word}={next(rest, '')}")
@@ -274,8 +285,17 @@ def parser() -> argparse.ArgumentParser:
 
     data = verbs.add_parser("data", help="prepare datasets", description="Prepare datasets.")
     kinds = data.add_subparsers(metavar="WHAT", required=True)
+    p = verb(kinds, "curate", data_curate, "hours of footage to a list of good clips, and a page that shows why")
+    p.add_argument("src", metavar="SRC", help="a folder of clips and images")
+    p.add_argument("--out", required=True, metavar="DIR", help="the list; `data build` reads it")
+    p.add_argument("--config", default="configs/curate.py", metavar="FILE.py[:VARIANT]", help="all thresholds")
+    p.add_argument(
+        "--captions", metavar="FILE", help="a .jsonl or .csv of file and caption; they follow a file's clips"
+    )
+    p.epilog = "Any value of the config can be set here: --config.keep.seconds=2"
+    beam(p)
     p = verb(kinds, "build", data_build, "clips and captions to a dataset")
-    p.add_argument("src", metavar="SRC", help="a folder of clips and images, or tfds:NAME[:SPLIT][@DATA_DIR]")
+    p.add_argument("src", metavar="SRC", help="a folder of clips and images, what `data curate` made, or tfds:NAME...")
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--captions", metavar="FILE", help="a .jsonl or .csv of file and caption")
     p.add_argument("--fps", type=float, help="resample clips of another rate")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -125,6 +126,46 @@ def fetch(folder: str | Path) -> list[Path]:
     for item, path in paths.items():
         path.with_suffix(".txt").write_text(item.caption + "\n")
     return list(paths.values())
+
+
+_FILM = "moviepy==2.2.1"  # its source package holds Big Buck Bunny entire, CC-BY 3.0, Blender Foundation
+_INSIDE = "docs/_static/medias/getting_started/moviepy_10_minutes/"
+_REELS = {"bbb.mp4": "475fbbf34c4c3679", "trailer_bbb.mp4": "ce0d2ba68822a89a"}
+
+
+def film(folder: str | Path) -> list[Path]:
+    """Big Buck Bunny's ten minutes and its trailer, with titles in it, in `folder`: 58 MB, once. Raises Unavailable."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in _REELS]
+    if not all(path.exists() and _digest(path) == _REELS[path.name] for path in paths):
+        with tempfile.TemporaryDirectory() as there:
+            flags = [
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary",
+                ":all:",
+                "--no-build-isolation",
+                "-d",
+                there,
+                _FILM,
+            ]
+            if shutil.which("uv"):
+                _run(_FILM, ["uv", "tool", "run", "--with", "setuptools", "pip", *flags], Path(there))
+            else:
+                _run(_FILM, [sys.executable, "-m", "pip", *flags], Path(there))
+            with tarfile.open(next(Path(there).glob("*.tar.gz"))) as tar:
+                tar.extractall(there, filter="data")
+            inside = next(Path(there).glob(f"*/{_INSIDE}"))
+            shutil.copyfile(inside / "trailer_bbb.mp4", folder / "trailer_bbb.mp4")
+            with zipfile.ZipFile(inside / "moviepy_10_minutes.zip") as archive:
+                (folder / "bbb.mp4").write_bytes(archive.read("moviepy_10_minutes/resources/bbb.mp4"))
+        for path in paths:
+            if _digest(path) != _REELS[path.name]:
+                raise Unavailable(f"{_FILM} does not hold the expected {path.name}")
+    paths[0].with_suffix(".txt").write_text("Big Buck Bunny: a computer-animated film about a large rabbit.\n")
+    return paths
 
 
 # Where the camera cuts (the frame a shot ends before) and what each shot shows; the other clips are one shot.

@@ -117,6 +117,30 @@ def test_writer_and_frames_stream(tmp_path):
     assert not (tmp_path / "other.mp4").exists()
 
 
+@pytest.mark.parametrize("name", ["even.mp4", "odd.mp4", "odd.webm", "a.gif", "a.png"])
+def test_frames_come_shrunk(tmp_path, name):
+    video = clip(6, 47 if name.startswith("odd") else 48, 65 if name.startswith("odd") else 64)
+    video.save(tmp_path / name)
+    small = np.stack(list(media.frames(tmp_path / name, within=32)))
+    assert small.shape == (6, round(video.height * 32 / video.width), 32, 3)
+    ours = [np.asarray(Image.fromarray(x).resize((32, small.shape[1]), Image.Resampling.BOX)) for x in video.frames]
+    assert psnr(small, np.stack(ours)) > 28
+    assert next(media.frames(tmp_path / name, within=1000)).shape == video.frames.shape[1:]
+    rest = np.stack(list(media.frames(tmp_path / name, start=2 / video.fps)))
+    assert (rest == media.read(tmp_path / name).frames[2:]).all()
+
+
+def test_strict_frames_hide_no_damage(tmp_path):
+    clip(30, 96, 128).save(tmp_path / "a.mp4")
+    whole = bytearray((tmp_path / "a.mp4").read_bytes())
+    assert len(list(media.frames(tmp_path / "a.mp4", strict=True))) == 30
+    where = len(whole) * 2 // 3
+    whole[where : where + 20] = bytes(20)
+    (tmp_path / "b.mp4").write_bytes(whole)
+    with pytest.raises(InputError, match="damaged"):
+        list(media.frames(tmp_path / "b.mp4", strict=True))
+
+
 def test_interrupted_writing_keeps_the_old_file(tmp_path):
     path = clip(3).save(tmp_path / "a.mp4")
     before = path.read_bytes()

@@ -42,7 +42,8 @@ def build(
     runner: str = "DirectRunner",
     beam: Sequence[str] = (),
 ) -> dict:
-    """A folder of clips and images, or a TFDS dataset ("tfds:NAME[:SPLIT][@DATA_DIR]"), as a dataset of clips at `out`.
+    """A folder of clips and images, what `curate` kept of one, or a TFDS dataset ("tfds:NAME[:SPLIT][@DATA_DIR]"), as a
+    dataset of clips at `out`.
 
     captions: a .jsonl or .csv of `file` and `caption`; else a table of that kind in `src`, else sidecar .txt and .json.
     fps: files at another rate are resampled, and only then encoded anew; TFDS frames are taken to be at it (else at 8).
@@ -55,6 +56,10 @@ def build(
         if captions is not None:
             raise InputError(f"{src} brings its own captions: leave out {captions}")
         items, examples, made_from = sources.tfds(str(src)[5:], fps)
+    elif sources.is_curated(src):
+        if captions is not None:
+            raise InputError(f"{src} brings the captions it was curated with: leave out {captions}")
+        items, examples, made_from = sources.curated(src, fps)
     else:
         items, examples, made_from = sources.folder(src, captions, fps)
     parts = [items[part.start : part.stop] for part in shards.split(len(items), shard_size)]
@@ -176,6 +181,8 @@ def _captions(src, clips: int, seed: int) -> Iterator[str]:
             yield from worlds.captions(worlds.sample(n))
     elif str(src).startswith("tfds:"):
         yield from (text for said in sources.tfds_captions(str(src)[5:]) for text in said)
+    elif sources.is_curated(path):
+        yield from (text for line in sources.curated(path)[0] for text in line["captions"])
     elif (path / "build.json").exists() and json.loads((path / "build.json").read_text())["dataset"] == "latents":
         yield from (row[key] for row in open_latents(path) for key in ("caption_short", "caption_long") if row[key])
     elif (path / "build.json").exists():

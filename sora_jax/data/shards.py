@@ -51,12 +51,14 @@ def write(
     made_from: dict,
     runner: str = "DirectRunner",
     beam: Sequence[str] = (),
+    share: Callable[[dict], float] | None = None,
 ) -> dict:
     """Writes the dataset folder `out`, one shard for each of `parts`, and returns its report.
 
     `examples(part, skipped)` yields the records of a part, in order, and appends {"file", "reason"} to `skipped` for
     what it has to leave out. It and `parts` travel to Beam's workers, so they must pickle. `out` must be a path that
-    all workers see. `made_from` (JSON-able) tells this dataset from any other.
+    all workers see. `made_from` (JSON-able) tells this dataset from any other. `share(record)`: how much of a source
+    a record is, when it is not all of it, for the progress shown.
 
     Raises InputError when `out` holds another dataset, cannot be written or is full, or when nothing was left to write.
     """
@@ -66,7 +68,7 @@ def write(
     if not (out / "report.json").exists():
         there = set(os.listdir(out))
         todo = [(shard, part) for shard, part in zip(shards, parts, strict=True) if shard not in there]
-        work = functools.partial(_write_shard, out, features, examples)
+        work = functools.partial(_write_shard, out, features, examples, share)
         with _progress(out, dict(zip(shards, map(len, parts), strict=True)), name):
             _run(todo, work, runner, beam)
         _finish(out, name, features, shards)
@@ -88,12 +90,12 @@ def write(
 def _claim(out: Path, made_from: dict):
     """Marks the folder as this dataset's, or raises InputError if it is already another's."""
     marker = out / "build.json"
-    with _writing(out):
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if not marker.exists():
             if list(out.glob("*array_record*")) or (out / "dataset_info.json").exists():
                 raise InputError(f"{out} already holds a dataset that this command did not begin: choose another --out")
-            _put(marker, json.dumps(made_from, indent=1))
+            put(marker, json.dumps(made_from, indent=1))
     held = json.loads(marker.read_text())
     if held != made_from:
         key = next(k for k in [*made_from, *held] if held.get(k) != made_from.get(k))
@@ -135,26 +137,28 @@ def _run(todo: list, work: Callable, runner: str, beam: Sequence[str]):
         raise InputError(said[1]) from error
 
 
-def _write_shard(out: Path, features, examples: Callable, element: tuple):
+def _write_shard(out: Path, features, examples: Callable, share: Callable | None, element: tuple):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     shard, part = element
     if (out / shard).exists():  # a runner may hand out an element twice
         return
     skipped: list[dict] = []
+    done = 0.0
     temporary = out / f".{shard}.{os.getpid()}-{threading.get_ident()}.tmp"
     try:
-        with _writing(out):
+        with writing(out):
             writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # mp4 and noise: nothing to squeeze
         with contextlib.closing(iter(examples(part, skipped))) as records:
-            for written, record in enumerate(records, 1):
-                with _writing(out):
+            for record in records:
+                with writing(out):
                     writer.write(_serialize(features, record))
-                _under_way[shard] = written + len(skipped)
-        with _writing(out):
+                done += 1 if share is None else share(record)
+                _under_way[shard] = min(len(part), round(done + len(skipped), 2))
+        with writing(out):
             writer.close()
             (out / "skipped").mkdir(exist_ok=True)
-            _put(_skipped_of(out, shard), json.dumps(skipped))
+            put(_skipped_of(out, shard), json.dumps(skipped))
             os.replace(temporary, out / shard)
     finally:
         _under_way.pop(shard, None)
@@ -192,7 +196,7 @@ def _finish(out: Path, name: str, features, shards: list[str]):
     files = tfds.core.ShardedFileTemplate(
         dataset_name=name, data_dir=out, split="train", filetype_suffix="array_record"
     )
-    with _writing(out):
+    with writing(out):
         if sum(lengths):
             tfds.folder_dataset.write_metadata(
                 data_dir=out,
@@ -205,20 +209,21 @@ def _finish(out: Path, name: str, features, shards: list[str]):
                 description=(out / "build.json").read_text(),
             )
         report = {"out": str(out), "dataset": name, "records": sum(lengths), "shards": len(shards), "bytes": size}
-        _put(out / "report.json", json.dumps(report | {"skipped": skipped}, indent=1))
+        put(out / "report.json", json.dumps(report | {"skipped": skipped}, indent=1))
     for leftover in [*out.glob(".*.tmp"), *(out / "skipped").glob("*")]:
         leftover.unlink(missing_ok=True)
     (out / "skipped").rmdir()
 
 
-def _put(path: Path, text: str):
+def put(path: Path, text: str):
+    """Writes a text file, all or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 @contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
     """Turns a full disk or a forbidden folder into the user's one sentence; array_record has RuntimeError for both."""
     try:
         yield
@@ -230,7 +235,7 @@ def _writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-_under_way: dict[str, int] = {}  # sources dealt with in the shards that this process is writing
+_under_way: dict[str, float] = {}  # sources dealt with in the shards that this process is writing
 
 
 @contextlib.contextmanager
@@ -238,13 +243,18 @@ def _progress(out: Path, sizes: dict[str, int], name: str) -> Iterator[None]:
     """A bar over the finished shards on disk, whoever writes them, and over those that this process is writing."""
     from tqdm import tqdm
 
-    def done() -> int:
+    def done() -> float:
         there = set(os.listdir(out))
         return sum(size if shard in there else _under_way.get(shard, 0) for shard, size in sizes.items())
 
     def watch():
         while not stop.wait(0.5):
-            bar.update(done() - bar.n)
+            show()
+
+    def show():
+        now = round(done(), 2)
+        bar.n = int(now) if now == int(now) else now
+        bar.update(0)
 
     pause = 0.1 if sys.stderr.isatty() else 30  # seconds between lines of a log file
     bar = tqdm(total=sum(sizes.values()), initial=done(), unit=" clips", desc=name, mininterval=pause)
@@ -255,7 +265,7 @@ def _progress(out: Path, sizes: dict[str, int], name: str) -> Iterator[None]:
     finally:
         stop.set()
         watcher.join()
-        bar.update(done() - bar.n)
+        show()
         bar.close()
 
 

@@ -1,4 +1,4 @@
-"""Where clips come from: a folder of files, or somebody's TFDS dataset.
+"""Where clips come from: a folder of files, what curation kept of one, or somebody's TFDS dataset.
 
 A source is (items, examples, made_from): items to be dealt to the shards, `examples(part, skipped)` that yields their
 records, and what tells this source from another (see `shards.write`). A record is one clip: its bytes as they were
@@ -6,10 +6,13 @@ found, its captions, its size.
 """
 
 import functools
+import itertools
 import json
+import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -103,6 +106,72 @@ def _read_files(root: Path, fps: float | None, part: Sequence, skipped: list) ->
 
 def _facts(video: media.Video) -> dict:
     return {"width": video.width, "height": video.height, "frames": len(video.frames), "fps": video.fps}
+
+
+# ------------------------------------------------------------------------------------------------ what was curated
+
+APART = 10.0  # seconds between two clips of a file from which on it is opened anew instead of read on
+
+
+def is_curated(src) -> bool:
+    """Whether `sora-jax data curate` made the folder `src`, or began to."""
+    marker = Path(src).expanduser() / "build.json"
+    return marker.is_file() and json.loads(marker.read_text())["dataset"] == "shots"
+
+
+def curated(src, fps: float | None = None) -> Source:
+    """The clips that `curate` listed in the folder `src`, out of the footage they lie in.
+
+    Raises InputError when the curation is not finished, or the footage is no longer where it was.
+    """
+    held = Path(src).expanduser().absolute()
+    if not (held / "clips.jsonl").is_file():
+        raise InputError(f"{src} is not finished: run the `data curate` that began it once more")
+    root = Path(json.loads((held / "build.json").read_text())["source"])
+    if not root.is_dir():
+        raise InputError(f"the footage that {src} lists is no longer at {root}: put it back")
+    listed = (held / "clips.jsonl").read_text()
+    clips = [json.loads(line) for line in listed.splitlines()]
+    made_from = {"source": str(held), "files": len(clips), "content": shards.digest(listed), "fps": fps}
+    return clips, functools.partial(_read_listed, root, fps), made_from
+
+
+def _read_listed(root: Path, fps: float | None, part: Sequence, skipped: list) -> Iterator[dict]:
+    for file, some in itertools.groupby(part, key=lambda line: line["file"]):
+        frames, at = None, 0  # the footage where we are in it, and that frame's number
+        for line in some:
+            whole = line["frames"] == line["total"] and line["crop"] == [0, 0, *line["size"]]
+            rate = fps or line["fps"]
+            # The moments k / rate from the clip's first frame on, to its end. (Rates in the list are rounded.)
+            first = math.ceil(line["first"] * rate / line["fps"] - 0.1)
+            end = max(first + 1, math.ceil((line["first"] + line["frames"]) * rate / line["fps"] - 0.1))
+            try:
+                if whole and abs(rate - line["fps"]) < 1e-3:
+                    data = (root / file).read_bytes()
+                    facts = dict(zip(("width", "height"), line["size"])) | {"frames": line["frames"], "fps": rate}
+                else:
+                    if frames is None or first < at or first - at > APART * rate:
+                        frames, at = media.frames(root / file, fps, start=first / rate), first
+                    data, facts = _cut(frames, range(first - at, end - at), line["crop"], rate)
+                    at = end
+            except Exception as error:
+                skipped.append(shards.skip(line["name"], error))
+                frames = None
+                continue
+            yield clip(data, line["captions"], line["name"], facts)
+
+
+def _cut(frames: Iterator, wanted: range, crop: list[int], fps: float) -> tuple[bytes, dict]:
+    """Some frames of a stream, cropped to [x, y, width, height], as (mp4, its facts); flat memory."""
+    x, y, width, height = crop
+    suffix = ".png" if len(wanted) == 1 else ".mp4"
+    with tempfile.TemporaryDirectory() as folder:
+        with media.Writer(Path(folder) / f"clip{suffix}", width, height, fps) as writer:
+            for frame in itertools.islice(frames, wanted.start, wanted.stop):
+                writer.write(frame[y : y + height, x : x + width])
+        if writer.count != len(wanted):
+            raise InputError(f"the footage ends after {writer.count} of {len(wanted)} frames: curate it again")
+        return writer.path.read_bytes(), {"width": width, "height": height, "frames": writer.count, "fps": writer.fps}
 
 
 # ------------------------------------------------------------------------------------------------ a TFDS dataset

@@ -102,10 +102,16 @@ def decode(
     return _read(bytes(data), name, fps, max_frames, start)
 
 
-def frames(path: str | Path, fps: float | None = None) -> Iterator[Frame]:
-    """`read`, one uint8 [h w 3] at a time, in flat memory. A held frame is given again: copy before you change it."""
-    clip = open_clip(Path(path), str(path))
-    yield from resample(clip, checked_fps(clip.rate if fps is None else fps), str(path))
+def frames(
+    path: str | Path, fps: float | None = None, start: float = 0.0, within: int | None = None, strict: bool = False
+) -> Iterator[Frame]:
+    """`read`, one uint8 [h w 3] at a time, in flat memory. A held frame is given again: copy before you change it.
+
+    within: frames with a longer side than this come shrunk to it (by area, fast: for looking at, not for training on).
+    strict: damage that a decoder could hide (it repeats what was there before) is an error, too.
+    """
+    clip = open_clip(Path(path), str(path), start, within, strict)
+    yield from resample(clip, checked_fps(clip.rate if fps is None else fps), str(path), start)
 
 
 def probe(path: str | Path, fps: float | None = None) -> dict:

@@ -75,9 +75,13 @@ def reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error).split("\n")[0]
 
 
-def open_clip(source: Path | bytes, name: str, start: float = 0.0) -> Clip:
+def open_clip(
+    source: Path | bytes, name: str, start: float = 0.0, within: int | None = None, strict: bool = False
+) -> Clip:
     """Opens a file or its bytes; pictures that are over well before `start` seconds may be left out.
 
+    within: pictures with a longer side than this are shrunk to it, by area, as they are decoded. strict: damage that a
+    decoder could hide (it repeats what was there before) is an error, too.
     Raises InputError naming it: missing, empty, cut short, sound only, not media.
     """
     with one_sentence(name):
@@ -97,10 +101,12 @@ def open_clip(source: Path | bytes, name: str, start: float = 0.0) -> Clip:
             try:
                 with Image.open(file, formats=_STILL_FORMATS) as image:
                     seconds = _delays(image)
-                return Clip(_stills(source, seconds), 1 / _common_delay(seconds), "video" if seconds[1:] else "image")
+                return Clip(
+                    _stills(source, seconds, within), 1 / _common_delay(seconds), "video" if seconds[1:] else "image"
+                )
             except Image.UnidentifiedImageError:
                 aperture = clean_aperture(file)
-        shots = _footage(source, name, aperture, start)
+        shots = _footage(source, name, aperture, start, within, strict)
         rate, first = next(shots)
         return Clip(shots, rate, "video", first)
 
@@ -186,12 +192,12 @@ def _common_delay(seconds: list[float]) -> float:
     return sum(seconds) / sum(max(1, round((delay - 0.005) / shortest)) for delay in seconds)
 
 
-def _stills(source: Path | bytes, seconds: list[float]) -> Iterator[Shot]:
+def _stills(source: Path | bytes, seconds: list[float], within: int | None) -> Iterator[Shot]:
     with _handle(source) as file, Image.open(file, formats=_STILL_FORMATS) as image:
         start = 0.0
         for index, delay in enumerate(seconds):
             image.seek(index)
-            pixels = _rgb(ImageOps.exif_transpose(image))
+            pixels = _shrunk(_rgb(ImageOps.exif_transpose(image)), within)
             yield Shot(start, delay, lambda pixels=pixels: pixels)
             start += delay
 
@@ -209,6 +215,19 @@ def _rgb(image: Image.Image) -> Frame:
 def _on_white(rgba: UInt8[np.ndarray, "h w 4"]) -> Frame:
     alpha = rgba[..., 3:].astype(np.uint16)
     return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _fitted(width: int, height: int, within: int | None) -> tuple[int, int]:
+    """(width, height) with the longer side at most `within`, about the same shape."""
+    scale = min(1.0, (within or math.inf) / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _shrunk(pixels: Frame, within: int | None) -> Frame:
+    size = _fitted(pixels.shape[1], pixels.shape[0], within)
+    return (
+        pixels if size == pixels.shape[1::-1] else np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+    )
 
 
 # Video.
@@ -241,7 +260,9 @@ def _rate(stream) -> float:
     return 25.0  # a stream that states no rate, such as a single picture
 
 
-def _footage(source: Path | bytes, name: str, aperture: tuple | None, start: float) -> Iterator[tuple]:
+def _footage(
+    source: Path | bytes, name: str, aperture: tuple | None, start: float, within: int | None, strict: bool
+) -> Iterator[tuple]:
     """First (the average rate, when the first picture starts if it is left out), then the shots."""
     with _container(source, name) as container:
         stream = _picture_stream(container, name)
@@ -249,8 +270,10 @@ def _footage(source: Path | bytes, name: str, aperture: tuple | None, start: flo
         if start > 0 and container.format.name.startswith(("mov", "matroska")):  # these have an index of key frames
             first = float((stream.start_time or 0) * stream.time_base)
             container.seek(max(0, math.floor((first + start - 0.5 / rate) / stream.time_base)), stream=stream)
+        if strict:
+            stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
         yield rate, first
-        to_rgb, now = _Converter(aperture), 0.0
+        to_rgb, now = _Converter(aperture, within), 0.0
         for frame in _decoded(container, stream):
             now = now + 1 / rate if frame.pts is None else float(frame.pts * stream.time_base)
             seconds = float((frame.duration or 0) * stream.time_base)
@@ -274,30 +297,34 @@ def _decoded(container, stream) -> Iterator[av.VideoFrame]:
 class _Converter:
     """Decoded frames -> upright RGB; keeps the filter graph between frames of the same kind."""
 
-    def __init__(self, aperture: tuple | None):
-        self.aperture, self.kind, self.graph = aperture, None, None
+    def __init__(self, aperture: tuple | None, within: int | None):
+        self.aperture, self.within, self.kind, self.graph = aperture, within, None, None
 
     def __call__(self, frame: av.VideoFrame) -> Frame:
         matrix, levels = int(frame.colorspace), int(frame.color_range)
         kind = (frame.width, frame.height, frame.format.name, matrix, levels)
         if kind != self.kind:
-            self.kind, self.graph = kind, _to_rgb(*kind)
+            # An aperture is told in stored pixels: such a frame is cropped before it shrinks.
+            size = (frame.width, frame.height) if self.aperture else _fitted(frame.width, frame.height, self.within)
+            self.kind, self.graph = kind, _to_rgb(*kind, size)
         frame.pts, frame.time_base = 0, Fraction(1, 25)
         self.graph.push(frame)
         pixels = self.graph.pull().to_ndarray()
         pixels = _on_white(pixels) if pixels.shape[-1] == 4 else pixels
-        return np.ascontiguousarray(_upright(_cropped(pixels, self.aperture), frame.side_data.get("DISPLAYMATRIX")))
+        pixels = _shrunk(_cropped(pixels, self.aperture), self.within)
+        return np.ascontiguousarray(_upright(pixels, frame.side_data.get("DISPLAYMATRIX")))
 
 
-def _to_rgb(width: int, height: int, pixels: str, matrix: int, levels: int) -> av.filter.Graph:
+def _to_rgb(width: int, height: int, pixels: str, matrix: int, levels: int, to: tuple[int, int]) -> av.filter.Graph:
     fmt = av.VideoFormat(pixels, width, height)
     untagged = "" if fmt.is_rgb or matrix != _UNTAGGED else f":in_color_matrix={'bt709' if height >= 720 else 'bt601'}"
     graph = av.filter.Graph()
     size = f"video_size={width}x{height}:pix_fmt={pixels}:time_base=1/25:pixel_aspect=1/1"
     colour = "" if fmt.is_rgb else f":colorspace={matrix}:range={levels}"
+    how = f"flags=bicubic+{EXACT}" if to == (width, height) else f"{to[0]}:{to[1]}:flags=area"  # the fast path shrinks
     nodes = [
         graph.add("buffer", size + colour),
-        graph.add("scale", f"flags=bicubic+{EXACT}{untagged}:out_range=pc"),
+        graph.add("scale", f"{how}{untagged}:out_range=pc"),
         graph.add("format", "pix_fmts=rgba" if _has_alpha(pixels) else "pix_fmts=rgb24"),
         graph.add("buffersink"),
     ]
