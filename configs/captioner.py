@@ -50,7 +50,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     c.describe = ConfigDict({"frames": 9, "max_pixels": 12288, "tokens": 64, "row": 1152, "rows": 2, "segments": 16})
 
-    # contrast: its loss's weight beside the caption's, CoCa's 1 : 2 and less, for worlds' captions are easily told apart
+    # contrast: its loss's weight beside the caption's; CoCa's is 1/2, but captions of a world are easily told apart
     c.loss = ConfigDict({"contrast": 0.2, "smooth": 0.0})
 
     c.data = ConfigDict()

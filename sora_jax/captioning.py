@@ -3,8 +3,8 @@
 A captioner's folder is a model's (`model.load`) with captioner.safetensors, its tokenizer and model.json, where
 
     captioner   the fields of `models.captioner.Captioner`
-    describe    frames (a longer clip is thinned to so many), max_pixels (a larger frame is shrunk), tokens (of a caption,
-                at most), and what is told at a time: rows of row patches, each of at most segments clips
+    describe    frames (a longer clip is thinned to so many), max_pixels (a larger frame is shrunk), tokens (of a
+                caption, at most), and what is told at a time: rows of row patches, each of at most segments clips
 
     model = load("captioner")
     describe(model, clips)                    # [{"text": "a red circle moves right, ...", "confidence": 0.8}, ...]
@@ -55,8 +55,8 @@ def describe(
     """{"text", "confidence"} of each clip, the latter the mean probability of its tokens.
 
     top_p: 0 says the likeliest word, above it one is drawn from the likeliest that together have so much; the i-th clip
-    draws the i-th numbers of the seed. Any sizes run one program. Raises InputError for another kind, a model that is no
-    captioner, or top_p outside [0, 1].
+    draws the i-th numbers of the seed. Any sizes run one program. Raises InputError for another kind, a model that is
+    no captioner, or top_p outside [0, 1].
     """
     if not 0 <= top_p <= 1:
         raise InputError(f"top_p is {top_p}: give a share from 0, the likeliest word, to 1, any word")

@@ -265,7 +265,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("dataset", metavar="DATASET", help="what `data build` made")
     who = "a captioner's folder, tiny, or an endpoint as openai:URL#model (its key in OPENAI_API_KEY)"
     p.add_argument("--captioner", required=True, metavar="WHO", help=who)
-    p.add_argument("--out", required=True, metavar="DIR", help="the same clips, newly captioned, as `data build` makes them")
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="the same clips, newly captioned, as `data build` makes them"
+    )
     p.add_argument("--host", type=pair, default=(0, 1), metavar="I/N", help="this host tells every N-th clip from I on")
     p.add_argument("--parallel", type=int, default=4, metavar="N", help="requests under way at a time (default 4)")
     p.add_argument("--rate", type=float, default=0.0, metavar="N", help="requests a minute at most (default: no limit)")

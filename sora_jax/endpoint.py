@@ -24,11 +24,11 @@ from PIL import Image
 from sora_jax.errors import InputError
 
 
-class Silent(Exception):  # noqa: N818
+class Silent(Exception):
     """The endpoint did not answer, however often it was asked; the sentence says what it did."""
 
 
-class Wrong(Exception):  # noqa: N818
+class Wrong(Exception):
     """The endpoint answered, but not what it was asked for."""
 
 
@@ -74,8 +74,8 @@ class Endpoint:
     def ask(self, messages: list[dict], seed: int = 0, temperature: float = 0.0, tokens: int = 800) -> str:
         """The answer to a conversation. Safe from several threads.
 
-        Raises Silent when there is none, Wrong when it has no text, and Refused when no request to this endpoint can ever
-        be answered: a wrong key, an unknown model or URL, the library missing.
+        Raises Silent when there is none, Wrong when it has no text, and Refused when no request to this endpoint can
+        ever be answered: a wrong key, an unknown model or URL, the library missing.
         """
         with self._lock:
             client = self._client
@@ -107,7 +107,7 @@ class Endpoint:
 
 def parse(spec: str, **how) -> Endpoint:
     """The Endpoint of "openai:URL#model". Raises InputError for anything else."""
-    url, hash, model = spec.removeprefix("openai:").partition("#")
+    url, _, model = spec.removeprefix("openai:").partition("#")
     if not spec.startswith("openai:") or not url.startswith(("http://", "https://")) or not model:
         raise InputError(f"{spec} is no endpoint: write openai:URL#model, such as openai:http://localhost:8000/v1#qwen")
     return Endpoint(url, model, **how)
@@ -124,7 +124,10 @@ def picture(frame: UInt8[np.ndarray, "h w 3"], side: int) -> dict:
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     image.save(data, "JPEG", quality=90)
-    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"}}
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"},
+    }
 
 
 def json_in(text: str) -> object:

@@ -106,7 +106,9 @@ def states_of(captioner, txt, txt_seg, ctx, seg):
 
 
 def test_cached_decoding_equals_a_full_pass(model, full):
-    """Greedy words, one at a time, are the likeliest of a full pass over the text they make; and any words' logits agree."""
+    """Greedy words, one at a time, are the likeliest of a full pass over the text they make; and any words' logits
+    agree.
+    """
     x, pos, seg, *_ = row(CLIPS)
     ask, seeds = np.zeros((1, GROUPS), np.int32), np.zeros((1, GROUPS), np.uint32)
     batch = {"x": x, "pos": pos, "seg": seg}
@@ -145,7 +147,9 @@ def test_any_sizes_are_one_program_and_clips_keep_their_words(model):
     assert tell._cache_size() == 1
     near = similarity(model, clips, ["a red circle", "a blue star moves left", "x"])
     assert near.shape == (4, 3) and (np.abs(near) <= 1.0001).all()
-    np.testing.assert_allclose(near[2:3], similarity(model, clips[2:3], ["a red circle", "a blue star moves left", "x"]), atol=1e-5)
+    np.testing.assert_allclose(
+        near[2:3], similarity(model, clips[2:3], ["a red circle", "a blue star moves left", "x"]), atol=1e-5
+    )
 
 
 def test_a_saved_captioner_is_read_back(model, tmp_path):
@@ -202,7 +206,9 @@ def test_captions_of_other_scenes_are_not():
 
 @pytest.mark.parametrize("wrong, score", [("blue", "color"), ("star", "object"), ("right", "direction")])
 def test_one_wrong_word_is_noticed(wrong, score):
-    scene = worlds.sample(5, size=(64, 64), frames=9, count=1, color="red", shape="circle", motion="left", camera="still")
+    scene = worlds.sample(
+        5, size=(64, 64), frames=9, count=1, color="red", shape="circle", motion="left", camera="still"
+    )
     right = {"blue": "red", "star": "circle", "right": "left"}[wrong]
     text = "a red circle in the middle moves left, a plain white background"
     assert judge.checked(text, scene)[score] == [True]

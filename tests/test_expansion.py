@@ -1,4 +1,6 @@
-"""Expanded prompts: nothing of the prompt is lost or changed, same seed same text, and the file says what was painted."""
+"""Expanded prompts: nothing of the prompt is lost or changed, same seed same text, and the file says what was
+painted.
+"""
 
 import json
 
@@ -30,7 +32,10 @@ KEPT = [
     ("2 dogs run", "Two dogs are running over grass."),
     ("a blue star moves left", "A blue star starts on the right and moves to the left, before a plain background."),
     ("the moon rises over a city", "A pale moon rises slowly over a city of many lights."),
-    ("a red circle and a green square", "In the upper left a red circle; below it a green square, the background is white."),
+    (
+        "a red circle and a green square",
+        "In the upper left a red circle; below it a green square, the background is white.",
+    ),
     ("a green triangle spins clockwise", "A striped green triangle in the middle spins clockwise, static camera."),
 ]
 CHANGED = [
@@ -100,7 +105,7 @@ def test_a_contradiction_is_asked_again_and_then_the_prompt_stays():
 
 def test_an_endpoint_that_is_not_there_is_one_sentence():
     with pytest.raises(InputError, match=r"did not answer .*leave the prompt as it is"):
-        from sora_jax import expansion, endpoint
+        from sora_jax import endpoint, expansion
 
         asked = endpoint.Endpoint("http://127.0.0.1:9/v1", "m", timeout=1.0, retries=0)
         expansion.written("a red ball", asked, "x", [], 0)

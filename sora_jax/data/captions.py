@@ -1,10 +1,10 @@
 """What is said of a clip: the captions that lie beside it, and the one structure for what a captioner says.
 
-Beside clips there is a .txt or .json per clip, or one .jsonl or .csv table for a folder; a clip's captions become a list
-of distinct texts in the order they were given: `caption`, `captions`, `long`, `short`.
+Beside clips there is a .txt or .json per clip, or one .jsonl or .csv table for a folder; a clip's captions become a
+list of distinct texts in the order they were given: `caption`, `captions`, `long`, `short`.
 
-A captioner, a person or the world gives a `Caption`. It is what a dataset of clips keeps (as JSON, in place of the list of
-texts), what an endpoint is asked for, what prompts are expanded to and what training draws from:
+A captioner, a person or the world gives a `Caption`. It is what a dataset of clips keeps (as JSON, in place of the
+list of texts), what an endpoint is asked for, what prompts are expanded to and what training draws from:
 
     short       one clause, as people write prompts: "a red circle moves right"
     long        all there is to see: subjects, places, actions in order, background, camera, style
@@ -38,7 +38,8 @@ class Caption(NamedTuple):
 
 
 def caption_of(said: object, source: str, longest: int = 4000) -> Caption:
-    """The Caption of an object with its keys, as a captioner answers; what is missing beside long is "" or unsure (0.5).
+    """The Caption of an object with its keys, as a captioner answers; what is missing beside long is "" or unsure
+    (0.5).
 
     Raises InputError, saying what is wrong, for anything else: no long caption, another type, a text above `longest`.
     """

@@ -108,9 +108,9 @@ def latents(
 
 
 def open_clips(path) -> shards.Records:
-    """The clips at `path` by index: dicts of media (bytes for `media.decode`), caption (the one they came with), captions
-    (list, shortest first), told (a `captions.Caption`, or None where no captioner has been), name, width, height, frames,
-    fps.
+    """The clips at `path` by index: dicts of media (bytes for `media.decode`), caption (the one they came with),
+    captions (list, shortest first), told (a `captions.Caption`, or None where no captioner has been), name, width,
+    height, frames, fps.
 
     Raises InputError when it holds no finished dataset of clips.
     """
@@ -118,8 +118,8 @@ def open_clips(path) -> shards.Records:
 
 
 def open_latents(path) -> shards.Records:
-    """The latents at `path` by index: dicts of z (float32 [f h w c]), caption_short, caption_long, caption_original (the
-    long one where none was kept), name, width, height, frames, fps.
+    """The latents at `path` by index: dicts of z (float32 [f h w c]), caption_short, caption_long, caption_original
+    (the long one where none was kept), name, width, height, frames, fps.
 
     Raises InputError when it holds no finished dataset of latents.
     """

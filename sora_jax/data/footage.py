@@ -50,7 +50,9 @@ class World(Sequence):
 
 
 class Clips(Sequence):
-    """The captioned clips of a dataset that `data build` made: `record`s. Raises InputError where no clip has a caption."""
+    """The captioned clips of a dataset that `data build` made: `record`s. Raises InputError where no clip has a
+    caption.
+    """
 
     def __init__(self, path, frames: int, max_pixels: int):
         self.held, self.frames, self.max_pixels = dataset.open_clips(path), frames, max_pixels

@@ -1,11 +1,12 @@
 """How true a captioner's sentences are, on held-out scenes of the embedded world whose state is known.
 
-A caption is read back by the grammar it was written in (`data.wording`): an object is named where a colour stands before
-a shape; what stands between two names is what the first of them does. The scores, each from 0 to 1:
+A caption is read back by the grammar it was written in (`data.wording`): an object is named where a colour stands
+before a shape; what stands between two names is what the first of them does. The scores, each from 0 to 1:
 
     color      objects whose colour is named
     object     objects whose colour is named together with their shape: shapes and colours right
-    direction  objects that go left, right, up or down and are said to, of those in videos with a camera that stands still
+    direction  objects that go left, right, up or down and are said to, of those in videos with a camera that stands
+               still
     motion     the same of every motion
     count      clips of which as many objects are named as there are
     camera     videos whose camera is said to do what it does (one that is not mentioned stands still)
@@ -13,8 +14,8 @@ a shape; what stands between two names is what the first of them does. The score
     size       objects said to be small or large that are
     texture    objects said to have stripes, dots or two tones that have
 
-and `bleu`, the corpus's BLEU-4 (Papineni et al. 2002) against the one caption that the scene's own seed words; its words
-are drawn at random, so that the best captioner of all stays well below 1.
+and `bleu`, the corpus's BLEU-4 (Papineni et al. 2002) against the one caption that the scene's own seed words; its
+words are drawn at random, so that the best captioner of all stays well below 1.
 """
 
 import json
@@ -31,11 +32,11 @@ from sora_jax.data.motions import STRAIGHT
 from sora_jax.data.wording import MOVES, PANS, STILL_CAMERA, SURFACES, ZOOMS, _ground
 from sora_jax.media import Video
 
+TAILS = {after: name for name, (_, after) in SURFACES.items()}
 TOLD = re.compile(
     rf"(?:\b(?P<size>small|large) )?(?:\b(?P<texture>{'|'.join(SURFACES)}) )?"
-    rf"\b(?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)})\b(?: (?P<tail>with dark stripes|with dark dots|with a dark lower half))?"
+    rf"\b(?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)})\b(?: (?P<tail>{'|'.join(TAILS)}))?"
 )
-TAILS = {after: name for name, (_, after) in SURFACES.items()}
 TOGETHER = {
     "collide": ("collide", "bump into each other", "meet and bounce back", "move towards each other"),
     "orbit": ("circles around", "orbits", "goes around a", "goes around it"),

@@ -126,8 +126,9 @@ def write(video: Video, path: str | Path, comment: str = "") -> Path:
     """Writes `video` under the name `path`, all or nothing; the suffix says how.
 
     One frame to png (exact), jpg, webp or gif is an image; several to png (exact), webp or gif an animation; the rest
-    is video. WebP joins repeated frames. `comment`: a text that stays in the file, where its kind keeps one (mp4, m4v, mov,
-    mkv, webm; an image as png or jpg). Raises InputError: another suffix, several frames to jpg, a gif above 50 fps.
+    is video. WebP joins repeated frames. `comment`: a text that stays in the file, where its kind keeps one (mp4, m4v,
+    mov, mkv, webm; an image as png or jpg). Raises InputError: another suffix, several frames to jpg, a gif above 50
+    fps.
     """
     path = Path(path)
     if len(video.frames) == 1 and is_still(path):

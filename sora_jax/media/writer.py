@@ -128,7 +128,9 @@ class Writer:
 
 
 def save_image(image: Image.Image, path: Path, comment: str = "") -> Path:
-    """Writes a Pillow image as png (exact), jpg, webp or gif under `path`, all or nothing, with a comment (not in webp)."""
+    """Writes a Pillow image as png (exact), jpg, webp or gif under `path`, all or nothing, with a comment (not in
+    webp).
+    """
     path = Path(path)
     kind = _STILL.get(path.suffix.lower())
     if kind is None:

@@ -2,21 +2,21 @@
 
     x [b s p]     pixel patches of many clips, packed          pos [b s 3]    each patch's place in its own clip
     seg [b s]     which clip of the row; 0 is padding           txt [b l]      their captions, packed, each behind the
-    txt_seg [b l] which clip a token tells of                                  mark of what is asked for ("long", "short")
+    txt_seg [b l] which clip a token tells of                                 mark of what is asked for (long, short)
 
-Shaped like CoCa (Yu et al. 2022, arXiv:2205.01917): a transformer over spacetime patches (`video`), a causal one over the
-text alone (`text`) whose last state is the text's embedding, a second one (`teller`) whose tokens also attend to the
-patches and which says the next word, and an attentional pooling (`pool`) that makes the clip's embedding. Other than in
-CoCa the teller reads the patches themselves: its 256 pooled ones would be more than a clip has here.
+Shaped like CoCa (Yu et al. 2022, arXiv:2205.01917): a transformer over spacetime patches (`video`), a causal one over
+the text alone (`text`) whose last state is the text's embedding, a second one (`teller`) whose tokens also attend to
+the patches and which says the next word, and an attentional pooling (`pool`) that makes the clip's embedding. Other
+than in CoCa the teller reads the patches themselves: its 256 pooled ones would be more than a clip has here.
 
     caption loss  = mean over tokens of -log p(token_i+1 | tokens_<=i, patches)                                     (1)
     contrast loss = mean over clips i of -(log softmax_j(t <v_i, w_j>) + log softmax_j(t <w_i, v_j>))[i] / 2        (2)
 
-with v, w the unit embeddings of clips and texts and t a learned temperature (CLIP, arXiv:2103.00020). Rows are packed as
-everywhere: attention never crosses segments, so a clip is told alone as among neighbours.
+with v, w the unit embeddings of clips and texts and t a learned temperature (CLIP, arXiv:2103.00020). Rows are packed
+as everywhere: attention never crosses segments, so a clip is told alone as among neighbours.
 
-Decoding keeps the keys and values of what is said and of the patches; all clips of all rows say a word at a time, in one
-program, nucleus sampling (arXiv:1904.09751) with p = 0 being greedy.
+Decoding keeps the keys and values of what is said and of the patches; all clips of all rows say a word at a time, in
+one program, nucleus sampling (arXiv:1904.09751) with p = 0 being greedy.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class VideoBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, cos, sin, seg):
-        x = x + SelfAttention(self.heads, self.dtype, name="self")(norm("self_norm")(x).astype(self.dtype), cos, sin, seg)
+        x = x + SelfAttention(self.heads, self.dtype, name="self")(
+            norm("self_norm")(x).astype(self.dtype), cos, sin, seg
+        )
         x = x + mlp_of(x, self.mlp, self.dtype)
         return shard(x, ROWS, PATCHES, None), None
 
@@ -118,7 +120,9 @@ class Seen(nn.Module):
         if cache is None or ctx is not None:
             k = RMSNorm(name="k_norm")(nn.Dense(width, dtype=self.dtype, dot_general=into, name="k")(ctx))
             v = nn.Dense(width, dtype=self.dtype, dot_general=into, name="v")(ctx)
-            k, v = (shard(rearrange(y, "b s (n k) -> b s n k", n=self.heads), ROWS, PATCHES, "tensor", None) for y in (k, v))
+            k, v = (
+                shard(rearrange(y, "b s (n k) -> b s n k", n=self.heads), ROWS, PATCHES, "tensor", None) for y in (k, v)
+            )
         else:
             k, v = cache["seen_k"], cache["seen_v"]
         y = rearrange(attend(q, k, v, ask, seg), "b s n k -> b s (n k)")
@@ -136,10 +140,14 @@ class TextBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, cache, cos, sin, mask, at, ctx, ask, seg):
-        y, kept = Said(self.heads, self.dtype, name="self")(norm("self_norm")(x).astype(self.dtype), cache, cos, sin, mask, at)
+        y, kept = Said(self.heads, self.dtype, name="self")(
+            norm("self_norm")(x).astype(self.dtype), cache, cos, sin, mask, at
+        )
         x = x + y
         if self.sees:
-            y, seen = Seen(self.heads, self.dtype, name="cross")(norm("cross_norm")(x).astype(self.dtype), cache, ctx, ask, seg)
+            y, seen = Seen(self.heads, self.dtype, name="cross")(
+                norm("cross_norm")(x).astype(self.dtype), cache, ctx, ask, seg
+            )
             x, kept = x + y, kept and kept | seen
         x = x + mlp_of(x, self.mlp, self.dtype)
         return shard(x, ROWS, None, None), kept
@@ -157,7 +165,8 @@ class Captioner(nn.Module):
     """See the file's head.
 
     width, heads, mlp: of all three transformers; depth, text_depth, tell_depth: layers of each; embed: width of the
-    embeddings that are compared; vocab: tokens of the tokenizer; patch: pixels to a patch along (frames, rows, columns).
+    embeddings that are compared; vocab: tokens of the tokenizer; patch: pixels to a patch along (frames, rows,
+    columns).
     """
 
     width: int
@@ -186,7 +195,9 @@ class Captioner(nn.Module):
         txt_seg: Int[Array, "b l"],
         segments: int,
     ) -> tuple[Float[Array, "b l v"], Float[Array, "b g e"], Float[Array, "b g e"], Float[Array, ""]]:
-        """(logits of the token after each, embeddings of clips 1..segments of each row, of their texts, temperature)."""
+        """(logits of the token after each, embeddings of clips 1..segments of each row, of their texts,
+        temperature).
+        """
         ctx = self.see(x, pos, seg)
         states, _ = self.text(txt, places(txt_seg), txt_seg, None, None)
         out, _ = self.teller(states, places(txt_seg), txt_seg, None, None, ctx, seg)
@@ -239,7 +250,9 @@ class Video(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_in")(x).astype(jnp.float32)
         x = shard(x, ROWS, PATCHES, None)
         cos, sin = rope(pos, self.width // self.heads)
-        x, _ = stack(VideoBlock, self.depth, 3, False)(self.heads, self.mlp, self.dtype, name="blocks")(x, cos, sin, seg)
+        x, _ = stack(VideoBlock, self.depth, 3, False)(self.heads, self.mlp, self.dtype, name="blocks")(
+            x, cos, sin, seg
+        )
         return norm("norm")(x).astype(self.dtype)
 
 
@@ -264,7 +277,9 @@ class Text(nn.Module):
         return self.blocks(x, cache, cos, sin, causal(seg), at, None, None, None)
 
     def logits(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
-        return jnp.einsum("bld,vd->blv", self.norm(x).astype(self.dtype), self.embed.astype(self.dtype)).astype(jnp.float32)
+        return jnp.einsum("bld,vd->blv", self.norm(x).astype(self.dtype), self.embed.astype(self.dtype)).astype(
+            jnp.float32
+        )
 
 
 class Teller(nn.Module):
@@ -375,5 +390,5 @@ def tell(
         logits, cache = apply(token, at, cache, None, seg, method="say")
         return step(carry, logits, cache)
 
-    at, said, sure, *_ = jax.lax.while_loop(lambda c: (c[0] < length) & ~c[3].all(), on, carry)
+    _, said, sure, *_ = jax.lax.while_loop(lambda c: (c[0] < length) & ~c[3].all(), on, carry)
     return said, jnp.exp(sure / jnp.maximum((said != PAD).sum(-1), 1))

@@ -39,8 +39,16 @@ BY_PATCH = ("x", "z", "eps", "pos", "seg", "ask", "level")  # of a batch, to tra
 # (name, parameter's path, axes of its last dimensions); the first that matches claims it, also inside EMA and optimizer
 # state, whose paths end like the parameter's. Dimensions before the last ones (a stack of layers) are whole everywhere.
 RULES = (
-    ("into heads or hidden features", r"(blocks/(self|cross)/[qkv]|pool/cross/[qkv]|blocks/(q|k|v|mlp_up|gate|up))/kernel$", (WEIGHTS, "tensor")),
-    ("out of heads or hidden features", r"(blocks/(self|cross)/o|pool/cross/o|blocks/(o|mlp_down|down))/kernel$", ("tensor", WEIGHTS)),
+    (
+        "into heads or hidden features",
+        r"(blocks/(self|cross)/[qkv]|pool/cross/[qkv]|blocks/(q|k|v|mlp_up|gate|up))/kernel$",
+        (WEIGHTS, "tensor"),
+    ),
+    (
+        "out of heads or hidden features",
+        r"(blocks/(self|cross)/o|pool/cross/o|blocks/(o|mlp_down|down))/kernel$",
+        ("tensor", WEIGHTS),
+    ),
     ("biases of hidden features", r"((blocks|pool)/(self|cross)/[qkv]|blocks/mlp_up)/bias$", ("tensor",)),
     ("scales of heads", r"(blocks|pool)/(self|cross)/[qk]_norm/scale$", ("tensor",)),
     ("the text's table", r"text/embed$", (None, WEIGHTS)),

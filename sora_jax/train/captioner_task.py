@@ -1,10 +1,11 @@
-"""What the captioner gives the training loop: say the caption, and tell which caption is whose, on packed rows of pixels.
+"""What the captioner gives the training loop: say the caption, and tell which caption is whose, on packed rows of
+pixels.
 
     loss = caption loss  +  contrast * contrast loss             (models/captioner.py, equations 1 and 2)
 
 Pixels and not the VAE's latents: it then captions clips before there is a VAE, its folder needs none, and the embedded
-world renders new scenes faster than a CPU learns from them. Its first map starts as the principal components of patches,
-half whitened, which is what the VAE's latents are at first, too: edges and motion are then as loud as colours.
+world renders new scenes faster than a CPU learns from them. Its first map starts as the principal components of
+patches, half whitened, which is what the VAE's latents are at first, too: edges and motion are then as loud as colours.
 
 Keys of the config it reads: captioner (fields of `Captioner`), tokenizer, describe (kept with the model: frames,
 max_pixels, tokens: see `captioning`), loss = dict(contrast, smooth), data (see `data.pipeline.latents`; path is
@@ -115,7 +116,9 @@ def make(config) -> Task:
     def evaluate(params: dict, key) -> dict[str, float]:
         """Losses on held-out batches; of the world also how true its captions are."""
         every = [jax.device_get(numbers_of(params, batch)) for batch in held_out()]
-        numbers = {name: float(np.mean([n[name] for n in every])) for name in ("caption", "word", "contrast", "matched")}
+        numbers = {
+            name: float(np.mean([n[name] for n in every])) for name in ("caption", "word", "contrast", "matched")
+        }
         if config.data.held_out == "world-held-out":
             frames = 1 if config.data.images == 1 else None
             scores = judge.judged(model_of(params), EVAL_CLIPS, worlds.HELD_OUT, frames)
@@ -126,7 +129,9 @@ def make(config) -> Task:
         held = source(config.data.held_out, config.data.images)
         shown = [held[i]["z"] for i in range(6)]
         clips = [media.Video(np.round((z + 1) * 127.5).astype(np.uint8), 8.0) for z in shown]
-        media.contact_sheet(clips, [told["text"] for told in describe(model_of(params), clips)], folder / f"{step:07d}.png")
+        media.contact_sheet(
+            clips, [told["text"] for told in describe(model_of(params), clips)], folder / f"{step:07d}.png"
+        )
 
     def flops(batch: dict) -> float:
         """Three forward passes (the backward one costs two); multiply-add = 2."""
