@@ -140,7 +140,7 @@ def run(task, config, workdir: str | Path) -> dict:
                 seconds = 0.0 if compiles else time.perf_counter() - began
                 log.step(metrics, hosts * task.units(batch), hosts * task.flops(batch), seconds)  # all do as this one
                 if due(config.log_every) or stop.asked:
-                    log.write(step)
+                    log.write(step, cursor.get("truncated"))
                 if due(config.save_every) or stop.asked:
                     checkpoints.save(step, state, everyones(cursor, host))
                 if due(config.eval_every) and not stop.asked:
