@@ -1,5 +1,7 @@
 """Laws of the captioner: packed == alone, causal by gradient, cached decoding == a full pass, captions read back."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    fields = dict(width=24, depth=2, text_depth=1, tell_depth=2, heads=2, mlp=32, embed=8, vocab=1024, patch=PATCH)
+    fields = dict(width=24, depth=1, text_depth=1, tell_depth=2, heads=2, mlp=32, embed=8, vocab=1024, patch=PATCH)
     captioner = Captioner(**fields)
     params = jax.jit(captioner.init, static_argnums=6)(jax.random.key(0), *row([CLIPS[0]]), GROUPS)["params"]
     leaves, tree = jax.tree.flatten(params)  # no zeros: every path must carry something
@@ -124,15 +126,20 @@ def test_cached_decoding_equals_a_full_pass(model, full):
         assert float(sure[0, i]) == pytest.approx(float(np.exp(p.mean())), abs=1e-4)
     assert (np.asarray(said)[0, len(CLIPS) :] == 0).all()
 
-    apply = model.captioner.apply
-    variables, n = {"params": model.params["captioner"]}, len(CLIPS[0].txt)
-    cache = apply(variables, 1, GROUPS, WORDS, method="empty")
-    ctx = apply(variables, x, pos, seg, method="see")
-    together = np.asarray(full(row(CLIPS))[0])[0, :n]
-    for at in range(n):
-        token = np.full((1, GROUPS), CLIPS[0].txt[at], np.int32)
-        logits, cache = apply(variables, token, jnp.int32(at), cache, None if at else ctx, seg, method="say")
-        np.testing.assert_allclose(logits[0, 0], together[at], atol=1e-4)
+    together = np.asarray(full(row(CLIPS))[0])[0, : len(CLIPS[0].txt)]
+    np.testing.assert_allclose(by_word(model, CLIPS[0].txt, x, pos, seg), together, atol=1e-4)
+
+
+def by_word(model, words, x, pos, seg):
+    """The logits after each word of the first clip's text, with the cache."""
+    apply = partial(model.captioner.apply, {"params": model.params["captioner"]})
+    see = jax.jit(lambda x: (apply(x, pos, seg, method="see"), apply(1, GROUPS, WORDS, method="empty")))
+    say = jax.jit(lambda word, at, cache, ctx: apply(jnp.full((1, GROUPS), word), at, cache, ctx, seg, method="say"))
+    (ctx, cache), every = see(x), []
+    for at, word in enumerate(words):
+        logits, cache = say(word, at, cache, None if at else ctx)
+        every.append(logits[0, 0])
+    return np.stack(every)
 
 
 def test_any_sizes_are_one_program_and_clips_keep_their_words(model):

@@ -50,21 +50,20 @@ class World(Sequence):
 
 
 class Clips(Sequence):
-    """The captioned clips of a dataset that `data build` made: `record`s. Raises InputError where no clip has a
-    caption.
-    """
+    """The clips of a dataset that `data build` or `caption` made, as `record`s; one without a caption leaves its place
+    to the next that has one. Raises InputError, when read, where none has."""
 
     def __init__(self, path, frames: int, max_pixels: int):
         self.held, self.frames, self.max_pixels = dataset.open_clips(path), frames, max_pixels
-        self.told = [i for i, row in enumerate(self.held) if row["captions"]]
-        if not self.told:
-            raise InputError(f"no clip of {path} has a caption to learn from")
 
     def __len__(self) -> int:
-        return len(self.told)
+        return len(self.held)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.held[self.told[index]]
+        rows = (self.held[(index + k) % len(self.held)] for k in range(len(self.held)))
+        row = next((row for row in rows if row["captions"]), None)
+        if row is None:
+            raise InputError(f"no clip of {self.held.path} has a caption to learn from")
         video = media.decode(row["media"], name=row["name"])
         return record(seen(video, self.frames, self.max_pixels), row["captions"][0], row["captions"][-1])
 

@@ -81,9 +81,11 @@ def recaption(
     told, failures = answers(out), all_failures(out)
     waiting = len(held) - len(told.keys() | {bad["clip"] for bad in failures})
     facts = {"told": len(told), "failed": len(failures), "waiting": waiting, "dollars": asked.dollars if asked else 0.0}
+    if failures:
+        print(f"{len(failures)} clips keep their old captions: {out / 'failures.json'} says why", file=sys.stderr)
     if waiting:
         print(f"{waiting} clips are for other hosts to tell; the dataset is written when they have", file=sys.stderr)
-        return {"out": str(out), "dataset": "clips", "records": 0, "skipped": failures, **facts}
+        return {"out": str(out), "dataset": "clips", "records": 0, "skipped": [], **facts}
     digest = shards.digest(sorted((i, tuple(caption)) for i, caption in told.items()))
     written = out / "build.json"
     if written.exists() and json.loads(written.read_text()).get("captions") != digest:
@@ -94,7 +96,7 @@ def recaption(
     made_from = {"source": str(held.path), "content": content, "captioner": captioner, "captions": digest}
     examples = partial(retold, held, told)
     report = shards.write(out, "clips", dataset._clip_features(), parts, examples, made_from)
-    return report | {"skipped": report["skipped"] + failures} | facts
+    return report | facts
 
 
 def is_url(captioner: str) -> bool:
