@@ -28,7 +28,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       sampler.py      guidance and solvers in one lax.scan    (solvers.py: from one noise level to the next)
     train/
       loop.py         one loop: mesh, data, state, step, checkpoint, samples, preemption
-      tasks.py        what the VAE, the captioner and the DiT give the loop    (vae_task.py, captioner_task.py, dit_task.py)
+      tasks.py        what each model gives the loop    (vae_task.py, captioner_task.py, dit_task.py)
       optimizer.py    AdamW, Muon, schedules
       checkpoint.py   params, EMA, optimizer, rng, step and cursor as one atomic thing
     pod/            many devices
