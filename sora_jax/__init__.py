@@ -9,10 +9,12 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
     media.py        mp4 webm gif png jpg <-> Video(frames uint8 [f h w 3], fps)
     model.py        Model: text, DiT and VAE in one folder; load, save, generate, export
     prompting.py    every other verb: animate, extend, loop, connect, fill, outpaint, edit, interpolate, storyboard
+    captioning.py   what one does with a captioner; expansion.py: short prompts -> descriptive ones    (endpoint.py)
     data/           raw video -> packed rows
       worlds.py       the procedural, captioned world that knows its own truth      (drawing.py paints it)
       dataset.py      a folder of clips, and the latents of one, as TFDS datasets   (captions.py, shards.py)
       curate.py       raw footage to a list of good clips        (shots.py, scores.py, duplicates.py, curate_report.py)
+      recaption.py    new captions for a dataset's clips    (footage.py: clips as a captioner sees them)
       packing.py      patchify; variable grids -> dense rows, balanced across hosts
       pipeline.py     deterministic batches, their cursor saved with the checkpoint
     models/         what owns parameters
@@ -20,13 +22,14 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       vae.py          the causal spacetime autoencoder, streamed == full
       text.py         the tokenizer and the T5 encoder
       dit.py          the diffusion transformer
+      captioner.py    clips to captions
     diffusion/
       flow.py         noising, targets, noise-level laws
       canvas.py       what is known of a clip and how much of it may change: (z, start)
       sampler.py      guidance and solvers in one lax.scan    (solvers.py: from one noise level to the next)
     train/
       loop.py         one loop: mesh, data, state, step, checkpoint, samples, preemption
-      tasks.py        what the VAE and the DiT give the loop    (vae_task.py, dit_task.py)
+      tasks.py        what each model gives the loop    (vae_task.py, captioner_task.py, dit_task.py)
       optimizer.py    AdamW, Muon, schedules
       checkpoint.py   params, EMA, optimizer, rng, step and cursor as one atomic thing
     pod/            many devices

@@ -128,7 +128,24 @@ def data_curate(args) -> None:
 
     from sora_jax.data import curate
 
-    report(curate.curate(args.src, args.out, config, captions=args.captions, runner=args.runner, beam=args.beam))
+    made(curate.curate(args.src, args.out, config, captions=args.captions, runner=args.runner, beam=args.beam))
+
+
+def caption(args) -> None:
+    """Tell the clips of a dataset by a captioner or an OpenAI-compatible endpoint: the same clips, new captions."""
+    from sora_jax.data import recaption
+
+    host, hosts = args.host
+    options = dict(host=host, hosts=hosts, parallel=args.parallel, rate=args.rate, price=args.price)
+    options |= dict(timeout=args.timeout, retries=args.retries, seed=args.seed)
+    made(recaption.recaption(args.dataset, args.captioner, args.out, **options))
+
+
+def expand(args) -> None:
+    """Make a short prompt a descriptive caption that does not contradict it; prints it."""
+    from sora_jax import expansion
+
+    print(expansion.expand(args.prompt, args.expander, seed=args.seed, examples=args.examples).text)
 
 
 def data_build(args) -> None:
@@ -198,6 +215,13 @@ def evaluate_simulation(args) -> None:
     if unknown:
         raise InputError(f"there is no probe {unknown[0]!r}: choose among {', '.join(simulation.PROBES)}")
     simulation.evaluate(args.model, cases=args.cases, probes=probes, seconds=args.seconds, steps=args.steps)
+
+
+def evaluate_captions(args) -> None:
+    """Caption held-out scenes of the embedded world, and read the captions back against what is in the scenes."""
+    from sora_jax.evaluate import captions
+
+    captions.evaluate(args.captioner, clips=args.clips, quiet=args.json)
 
 
 def made(facts: dict) -> None:
@@ -283,6 +307,28 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("workdir", metavar="WORKDIR")
     p.add_argument("--out", metavar="FILE.html", help="default: WORKDIR/report.html")
 
+    p = verb(verbs, "caption", caption, "new captions for a dataset of clips")
+    p.add_argument("dataset", metavar="DATASET", help="what `data build` made")
+    who = "a captioner's folder, tiny, or an endpoint as openai:URL#model (its key in OPENAI_API_KEY)"
+    p.add_argument("--captioner", required=True, metavar="WHO", help=who)
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="the same clips, newly captioned, as `data build` makes them"
+    )
+    p.add_argument("--host", type=pair, default=(0, 1), metavar="I/N", help="this host tells every N-th clip from I on")
+    p.add_argument("--parallel", type=int, default=4, metavar="N", help="requests under way at a time (default 4)")
+    p.add_argument("--rate", type=float, default=0.0, metavar="N", help="requests a minute at most (default: no limit)")
+    p.add_argument(
+        "--price", type=dollars, default=(0.0, 0.0), metavar="IN,OUT", help="dollars a million tokens, to show the cost"
+    )
+    p.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds for an answer (default 120)")
+    p.add_argument("--retries", type=int, default=5, metavar="N", help="of a request that failed (default 5)")
+    p.add_argument("--seed", type=int, default=0, metavar="K")
+
+    p = verb(verbs, "expand", expand, "a short prompt to a descriptive one")
+    p.add_argument("prompt")
+    cli_paint.expander(p, required=True)
+    p.add_argument("--seed", type=int, default=0, metavar="K", help="the same seed gives the same text (default 0)")
+
     data = verbs.add_parser("data", help="prepare datasets", description="Prepare datasets.")
     kinds = data.add_subparsers(metavar="WHAT", required=True)
     p = verb(kinds, "curate", data_curate, "hours of footage to a list of good clips, and a page that shows why")
@@ -330,6 +376,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--clips", type=int, default=64, metavar="N", help="pieces to look at (default 64)")
     p.add_argument("--frames", type=int, default=33, metavar="N", help="of a piece, at most (default 33)")
     p.add_argument("--json", action="store_true", help="print the JSON line alone")
+    p = verb(kinds, "captions", evaluate_captions, "how true a captioner's sentences about the world are")
+    p.add_argument("--captioner", default="captioner", metavar="DIR", help="a captioner's folder")
+    p.add_argument("--clips", type=int, default=500, metavar="N", help="held-out scenes (default 500)")
+    p.add_argument("--json", action="store_true", help="print the JSON line alone")
     p = verb(kinds, "prompting", evaluate_prompting, "how it paints around what it is given")
     p.add_argument("--model", default="tiny", metavar="DIR")
     p.add_argument("--cases", type=int, default=50, metavar="N", help="held-out scenes a task (default 50)")
@@ -343,6 +393,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the clips of `coherence` (default 4)")
     p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
     return root
+
+
+def pair(text: str) -> tuple[int, int]:
+    host, _, hosts = text.partition("/")
+    if not host.isdecimal() or not hosts.isdecimal() or int(host) >= int(hosts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I below N, such as 0/4")
+    return int(host), int(hosts)
+
+
+def dollars(text: str) -> tuple[float, float]:
+    values = cli_paint.numbers(text)
+    if not isinstance(values, list) or len(values) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not IN,OUT, such as 0.15,0.60")
+    return values[0], values[1]
 
 
 if __name__ == "__main__":

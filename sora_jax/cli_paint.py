@@ -26,6 +26,13 @@ def generate(args) -> None:
     """Paint a video, or an image, from a prompt; print one JSON line about it."""
     frames = 1 if args.frames is None and args.seconds is None and suffix(args.out) in STILL else args.frames
     length = {"frames": frames, "seconds": args.seconds}
+    asked, args.about = args.prompt, {}
+    if args.expander:
+        from sora_jax import expansion
+
+        made = expansion.expand(asked, args.expander, seed=args.seed, examples=args.examples)
+        print(made.warning or f"expanded: {made.text}", file=sys.stderr)
+        args.prompt, args.about = made.text, {"prompt": asked, "expanded": made.text, "by": made.source}
 
     def run(model, how):
         from sora_jax import prompting
@@ -168,28 +175,30 @@ def produce(args, run: Callable, still: bool = False, sources=()) -> None:
     how = {"seed": args.seed, "steps": args.steps, "guidance": args.guidance, "negative": args.negative}
     with bar:
         fps, pieces = run(model, how | {"cache": args.cache, "progress": progress})
-        facts, shown = write(args.out, fps, pieces, keep=bool(args.sheet))
+        facts, shown = write(args.out, fps, pieces, keep=bool(args.sheet), about=args.about)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.sheet:
         given = {frame.tobytes() for source in sources for frame in source.frames}
         known = [[frame.tobytes() in given for frame in shown.frames]]
         media.contact_sheet([shown], [args.prompt], args.sheet, known=known)
-    print(json.dumps(facts | {"seed": args.seed, "seconds": round(time.perf_counter() - began, 2)}))
+    print(json.dumps(facts | args.about | {"seed": args.seed, "seconds": round(time.perf_counter() - began, 2)}))
 
 
-def write(path: str, fps: float, pieces: Iterator, keep: bool) -> tuple[dict, object]:
-    """Writes pieces of frames as they come; returns facts about them and, if they are to be kept, the Video."""
+def write(path: str, fps: float, pieces: Iterator, keep: bool, about: dict) -> tuple[dict, object]:
+    """Writes pieces of frames as they come, and what there is to say about them into the file; returns facts about them
+    and, if they are to be kept, the Video."""
     import numpy as np
 
     from sora_jax import media
 
     first, kept, count = next(pieces), [], 0
     height, width = first.shape[1:3]
+    comment = json.dumps(about, ensure_ascii=False) if about else ""
     if len(first) == 1 and media.is_still(Path(path)):
-        media.write(media.Video(first, fps), path)
+        media.write(media.Video(first, fps), path, comment)
         kept, count = [first], 1
     else:
-        with media.Writer(path, width, height, fps) as writer:
+        with media.Writer(path, width, height, fps, comment) as writer:
             for piece in chain([first], pieces):
                 writer.write(piece)
                 kept += [piece] if keep else []
@@ -283,6 +292,7 @@ def add(verb: Callable) -> None:
 
 
 def common(p: argparse.ArgumentParser) -> None:
+    p.set_defaults(about={})
     p.add_argument("--out", required=True, metavar="FILE", help=".mp4 .webm .mov .gif .webp, or .png .jpg for an image")
     p.add_argument("--seed", type=int, default=0, metavar="K", help="the same seed gives the same bytes (default 0)")
     p.add_argument(
@@ -318,6 +328,14 @@ def text(p: argparse.ArgumentParser) -> None:
     p.add_argument("prompt")
     p.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
     p.add_argument("--preview", action="store_true", help="paint it at half the size first, beside --out")
+    expander(p, required=False)
+
+
+def expander(p: argparse.ArgumentParser, required: bool) -> None:
+    name = "--expander" if required else "--expand"
+    about = "who makes the prompt a descriptive one: openai:URL#model (its key in OPENAI_API_KEY), or none"
+    p.add_argument(name, dest="expander", required=required, metavar="WHO", help=about)
+    p.add_argument("--examples", metavar="DATASET", help="captions to show it: of a dataset of clips, or world")
 
 
 def source(p: argparse.ArgumentParser) -> None:

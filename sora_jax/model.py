@@ -4,6 +4,7 @@ model.json            the config: the fields of every module, and how to sample 
 vae.safetensors       parameters; a tensor's name is its path in the tree, joined by "/"
 text.safetensors      (these two and the tokenizer are absent from a folder that holds a VAE alone)
 dit.safetensors       (dit_low.safetensors beside it where a second transformer paints at low noise)
+captioner.safetensors (alone with its tokenizer in a captioner's folder: see captioning.py)
 tokenizer.model
 """
 
@@ -28,6 +29,7 @@ from sora_jax.diffusion import sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
 from sora_jax.models import vae_stream
+from sora_jax.models.captioner import Captioner
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.models.vae import VAE
@@ -35,7 +37,7 @@ from sora_jax.models.vae_stream import stream_decode, stream_encode
 from sora_jax.pod.mesh import placed
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
-BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
+BUNDLED = {name: Path(__file__).parent / "assets" / name for name in ("tiny", "captioner")}
 DITS = ("dit", "dit_low")  # the transformer, and where there are two the one for low noise
 SAMPLE = {"row", "text_row", "steps", "guidance", "solver", "fps", "frames"}  # what model.json says of painting
 CHUNK = 4  # latent frames decoded (or encoded) at a time, after the first
@@ -64,6 +66,10 @@ class Model:
     @cached_property
     def dit(self) -> DiT:
         return DiT(**_hashable(self.config["dit"]))
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        return Captioner(**_hashable(self.config["captioner"]))
 
     @property
     def sample(self) -> dict:
@@ -242,7 +248,7 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Seque
         for part in ("vae", "text") if "dit" in config else ():
             if part not in config:
                 raise InputError(f"{folder} has no {part}.safetensors yet: add it by `sora-jax import` of its file")
-        config["vae"]  # every model has one
+        config["captioner" if "captioner" in config else "vae"]  # every model has one
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -268,6 +274,8 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Seque
         tensors = {path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()}
         part = {name: unflat(files_of.merged(tensors, added[name]) if name in added else tensors)}
         model.params |= part if host and name in DITS else placed(part)
+    if "captioner" in shapes:
+        model.tokenizer = Tokenizer(folder / "tokenizer.model")
     if "text" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)
         if model.tokenizer.vocab > model.text.vocab:
@@ -280,7 +288,9 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Seque
 
 def shapes_of(model: Model) -> dict[str, dict]:
     """{"vae": tree, ...}: the shapes of all parameters the model's config asks for, without computing anything."""
-    shapes = {"vae": vae_shapes(model.config["vae"])}
+    shapes = {"vae": vae_shapes(model.config["vae"])} if "vae" in model.config else {}
+    if "captioner" in model.config:
+        shapes["captioner"] = captioner_shapes(model.config["captioner"])
     if "dit" in model.config:
         shapes["text"] = text_shapes(model.config["text"])
         shapes |= {name: dit_shapes(model.config[name], model.text.width) for name in DITS if name in model.config}
@@ -306,6 +316,13 @@ def dit_shapes(fields: dict, text: int) -> dict:
     x = jnp.zeros((1, 1, int(np.prod(dit.patch)) * (dit.channels + dit.given)))
     pos, t, ctx = jnp.zeros((1, 1, 3), jnp.int32), jnp.zeros((1, 1)), jnp.zeros((1, 1, text))
     return jax.eval_shape(lambda: dit.init(jax.random.key(0), x, pos, ints, t, ints, ctx, ints))["params"]
+
+
+def captioner_shapes(fields: dict) -> dict:
+    """The shapes of a captioner's parameters, as a tree."""
+    captioner, ints = Captioner(**_hashable(fields)), jnp.zeros((1, 1), jnp.int32)
+    x, pos = jnp.zeros((1, 1, 3 * int(np.prod(captioner.patch)))), jnp.zeros((1, 1, 3), jnp.int32)
+    return jax.eval_shape(lambda: captioner.init(jax.random.key(0), x, pos, ints, ints, ints, 1))["params"]
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Array]:
@@ -346,6 +363,10 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     if config["task"] == "vae":
         model = Model({"vae": config["vae"]}, {})
         trained = {"vae": shapes_of(model)["vae"]}
+    elif config["task"] == "captioner":
+        model = Model({name: config[name] for name in ("captioner", "describe")}, {})
+        model.tokenizer = Tokenizer(find(config["tokenizer"]))
+        trained = shapes_of(model)
     else:
         base = load(config["vae_model"])
         settings = {name: config[name] for name in ("text", "dit", "flow", "sample")}

@@ -364,6 +364,7 @@ def test_latents_keep_native_sizes(small_clips, model, tmp_path):
         np.testing.assert_array_equal(row["z"], expected)
         assert (row["width"], row["height"]) == (16, 16) and row["frames"] == 1 + 4 * (len(row["z"]) - 1)
         assert row["caption_short"] == f"clip {name[0]}" and row["caption_long"].endswith("length")
+        assert row["caption_original"] == clips[name]["caption"]
     import tensorflow_datasets as tfds
 
     theirs = tfds.builder_from_directory(tmp_path / "z").as_data_source(split="train")[0]
@@ -388,6 +389,7 @@ def test_latents_of_the_world(model, tmp_path):
     (row,) = dataset.open_latents(tmp_path / "z")
     assert (row["width"], row["height"], row["frames"]) == (scene.width, scene.height, scene.frames)
     assert (row["caption_short"], row["caption_long"]) == worlds.captions(scene)
+    assert row["caption_original"] == row["caption_long"]
     assert row["name"] == f"world/{seed}" and row["z"].shape[1:] == (4, 4, 3)
     with pytest.raises(InputError, match="clips=1, not 2"):
         dataset.latents("world", model, tmp_path / "z", clips=2, seed=seed)

@@ -213,6 +213,16 @@ def test_dropped_patches_and_cut_texts(whole):
     assert last == cursor
 
 
+def test_captions_are_drawn_as_often_as_their_weights_say():
+    record = {"caption_short": "s", "caption_long": "l", "caption_original": "o"}
+    weights = {"short": 0.2, "long": 0.75, "original": 0.05}
+    drawn = Counter(pipeline.caption(record, weights, 0.1, pipeline.generator(0, i)) for i in range(4000))
+    shares = {name: drawn[text] / 3600 for name, text in (("short", "s"), ("long", "l"), ("original", "o"))}
+    assert shares == pytest.approx(weights, abs=0.03) and drawn[""] == pytest.approx(400, abs=60)
+    without = record | {"caption_original": ""}
+    assert {pipeline.caption(without, {"original": 1.0, "long": 0.0}, 0.0, pipeline.generator(0, 1))} == {"l"}
+
+
 def test_mistakes_are_one_sentence(whole):
     with pytest.raises(InputError, match=r"clip-.* has .* latents .* patches do not fit into a row of 20"):
         run(20, row=20)

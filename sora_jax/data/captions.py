@@ -1,17 +1,63 @@
-"""Captions that lie beside clips: a .txt or .json per clip, or one .jsonl or .csv table for a folder.
+"""What is said of a clip: the captions that lie beside it, and the one structure for what a captioner says.
 
-A clip's captions become a list of distinct texts in the order they were given: `caption`, `captions`, `long`, `short`.
+Beside clips there is a .txt or .json per clip, or one .jsonl or .csv table for a folder; a clip's captions become a
+list of distinct texts in the order they were given: `caption`, `captions`, `long`, `short`.
+
+A captioner, a person or the world gives a `Caption`. It is what a dataset of clips keeps (as JSON, in place of the
+list of texts), what an endpoint is asked for, what prompts are expanded to and what training draws from:
+
+    short       one clause, as people write prompts: "a red circle moves right"
+    long        all there is to see: subjects, places, actions in order, background, camera, style
+    camera      what the camera does: "the camera pans left"; "" where nothing is known
+    style       how it looks, not what is in it: "flat animation", "handheld footage at dusk"; "" where nothing is known
+    confidence  how sure who says so is, 0 to 1; 1 for people and the world
+    source      who says so: "world", "person", "captioner:NAME", "openai:URL#model"
 """
 
 import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from sora_jax.errors import InputError
 
 KEYS = ("caption", "captions", "long", "short")
 TABLES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")  # looked for in a folder of clips
+
+
+class Caption(NamedTuple):
+    """See the file's head."""
+
+    short: str
+    long: str
+    camera: str = ""
+    style: str = ""
+    confidence: float = 1.0
+    source: str = ""
+
+
+def caption_of(said: object, source: str, longest: int = 4000) -> Caption:
+    """The Caption of an object with its keys, as a captioner answers; what is missing beside long is "" or unsure
+    (0.5).
+
+    Raises InputError, saying what is wrong, for anything else: no long caption, another type, a text above `longest`.
+    """
+    if not isinstance(said, dict):
+        raise InputError(f"a caption is an object of {', '.join(Caption._fields)}, not {said!r:.60}")
+    found = {}
+    for name in ("short", "long", "camera", "style"):
+        text = said.get(name) or ""
+        if not isinstance(text, str) or len(text) > longest:
+            raise InputError(f"the {name} caption must be a text of at most {longest} characters, not {text!r:.60}")
+        found[name] = " ".join(text.split())
+    if not found["long"]:
+        raise InputError("there is no long caption")
+    sure = said.get("confidence", 0.5)
+    if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
+        raise InputError(f"the confidence must be a number from 0 to 1, not {sure!r:.60}")
+    found["short"] = found["short"] or found["long"]
+    return Caption(**found, confidence=float(sure), source=source)
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

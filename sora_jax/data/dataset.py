@@ -85,7 +85,8 @@ def latents(
     A clip keeps its native size: it is cropped by less than one cell of the VAE's grid (about the centre, and at its
     end). Only `max_pixels` (width * height) shrinks larger ones; `fps` resamples, `max_frames` keeps the beginning.
     clips, seed: how many to take; of the world, the scenes of seed, seed + 1, ...
-    Features: z (float16 [f h w c]), caption_short, caption_long, name; width, height, frames, fps of what was encoded.
+    Features: z (float16 [f h w c]), caption_short, caption_long, caption_original (the one the clip came with), name;
+    width, height, frames, fps of what was encoded.
 
     Returns the report as `build` does. Raises InputError: no such dataset or model, `out` taken or full.
     """
@@ -112,7 +113,8 @@ def latents(
 
 
 def open_clips(path) -> shards.Records:
-    """The clips at `path` by index: dicts of media (bytes for `media.decode`), caption, captions (list), name, width,
+    """The clips at `path` by index: dicts of media (bytes for `media.decode`), caption (the one they came with),
+    captions (list, shortest first), told (a `captions.Caption`, or None where no captioner has been), name, width,
     height, frames, fps.
 
     Raises InputError when it holds no finished dataset of clips.
@@ -121,8 +123,8 @@ def open_clips(path) -> shards.Records:
 
 
 def open_latents(path) -> shards.Records:
-    """The latents at `path` by index: dicts of z (float32 [f h w c]), caption_short, caption_long, name, width, height,
-    frames, fps.
+    """The latents at `path` by index: dicts of z (float32 [f h w c]), caption_short, caption_long, caption_original
+    (the long one where none was kept), name, width, height, frames, fps.
 
     Raises InputError when it holds no finished dataset of latents.
     """
@@ -157,7 +159,7 @@ def _latent_features(channels: int):
     from tensorflow_datasets import features as f
 
     z = f.Tensor(shape=(None, None, None, channels), dtype=np.float16, encoding="bytes")
-    texts = dict.fromkeys(("caption_short", "caption_long", "name"), f.Text())
+    texts = dict.fromkeys(("caption_short", "caption_long", "caption_original", "name"), f.Text())
     numbers = dict.fromkeys(("width", "height", "frames"), np.int32)
     return f.FeaturesDict({"z": z, **texts, **numbers, "fps": np.float32})
 
@@ -165,12 +167,18 @@ def _latent_features(channels: int):
 def _read_clip(values: dict) -> dict:
     said = {key: values[key][0].decode() for key in ("caption", "captions", "name")}
     numbers = {key: values[key][0] for key in ("width", "height", "frames", "fps")}
-    return {"media": values["media"][0]} | said | {"captions": json.loads(said["captions"])} | numbers
+    told = json.loads(said["captions"])  # a list of texts, or what a captioner told
+    told = {"captions": told, "told": None} if isinstance(told, list) else {"told": beside.Caption(**told)}
+    if told["told"]:
+        told["captions"] = beside.distinct([told["told"].short, told["told"].long])
+    return {"media": values["media"][0]} | said | told | numbers
 
 
 def _read_latent(values: dict) -> dict:
     z = np.frombuffer(values["z/value"][0], np.float16).reshape(values["z/shape"]).astype(np.float32)
     said = {key: values[key][0].decode() for key in ("caption_short", "caption_long", "name")}
+    original = values.get("caption_original", values["caption_long"])  # older datasets have none
+    said["caption_original"] = original[0].decode()
     return {"z": z} | said | {key: values[key][0] for key in ("width", "height", "frames", "fps")}
 
 
@@ -236,16 +244,17 @@ def _fingerprint(model: "Model") -> str:
     return seen.hexdigest()[:16]
 
 
-def _from_world(max_frames: int | None, fps: float | None, seed: int) -> tuple[media.Video, list[str], str]:
+def _from_world(max_frames: int | None, fps: float | None, seed: int) -> tuple[media.Video, list[str], str, str]:
     scene = worlds.sample(seed, **({} if fps is None else {"fps": fps}))
-    return media.Video(worlds.render(scene)[:max_frames], scene.fps), list(worlds.captions(scene)), f"world/{seed}"
+    short, long = worlds.captions(scene)
+    return media.Video(worlds.render(scene)[:max_frames], scene.fps), [short, long], long, f"world/{seed}"
 
 
 def _from_clips(
     held: shards.Records, max_frames: int | None, fps: float | None, index: int
-) -> tuple[media.Video, list[str], str]:
+) -> tuple[media.Video, list[str], str, str]:
     row = held[index]
-    return media.decode(row["media"], fps, max_frames, name=row["name"]), row["captions"], row["name"]
+    return media.decode(row["media"], fps, max_frames, name=row["name"]), row["captions"], row["caption"], row["name"]
 
 
 def _encoded(load: Callable, where: str, max_pixels: int | None, part: range, skipped: list) -> Iterator[dict]:
@@ -254,7 +263,7 @@ def _encoded(load: Callable, where: str, max_pixels: int | None, part: range, sk
     for index, loaded in _ahead(load, part):
         name = f"clip {index}"
         try:
-            video, said, name = loaded.result()
+            video, said, original, name = loaded.result()
             video = fit(video, model.grid, max_pixels)
             z = model.encode(video).astype(np.float16)
             if not np.isfinite(z).all():
@@ -266,6 +275,7 @@ def _encoded(load: Callable, where: str, max_pixels: int | None, part: range, sk
             "z": z,
             "caption_short": said[0] if said else "",
             "caption_long": said[-1] if said else "",
+            "caption_original": original,
             "name": name,
             "width": video.width,
             "height": video.height,

@@ -128,16 +128,18 @@ def probe(path: str | Path, fps: float | None = None) -> dict:
     return {"width": width, "height": height, "frames": count, "fps": fps, "seconds": count / fps, "kind": clip.kind}
 
 
-def write(video: Video, path: str | Path) -> Path:
+def write(video: Video, path: str | Path, comment: str = "") -> Path:
     """Writes `video` under the name `path`, all or nothing; the suffix says how.
 
     One frame to png (exact), jpg, webp or gif is an image; several to png (exact), webp or gif an animation; the rest
-    is video. WebP joins repeated frames. Raises InputError: another suffix, several frames to jpg, a gif above 50 fps.
+    is video. WebP joins repeated frames. `comment`: a text that stays in the file, where its kind keeps one (mp4, m4v,
+    mov, mkv, webm; an image as png or jpg). Raises InputError: another suffix, several frames to jpg, a gif above 50
+    fps.
     """
     path = Path(path)
     if len(video.frames) == 1 and is_still(path):
-        return save_image(Image.fromarray(video.frames[0]), path)
-    with Writer(path, video.width, video.height, video.fps) as writer:
+        return save_image(Image.fromarray(video.frames[0]), path, comment)
+    with Writer(path, video.width, video.height, video.fps, comment) as writer:
         writer.write(video.frames)
     return path
 

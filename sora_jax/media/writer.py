@@ -11,6 +11,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sora_jax.errors import InputError
 from sora_jax.media.boxes import add_clean_aperture
@@ -41,13 +42,14 @@ _MUXER = {"mp4": _FAST, "mov": _FAST, "apng": {"plays": "0"}, "webp": {"loop": "
 class Writer:
     """Writes a clip piece by piece in flat memory: `with Writer("a.mp4", 640, 360, 24) as w: w.write(frames)`.
 
-    Until the block ends without an error nothing stands under the target's name; then the whole file does.
+    Until the block ends without an error nothing stands under the target's name; then the whole file does. `comment`: a
+    text that is kept in the file, where its kind can (all but .gif, .webp, .png and .avi).
     Raises InputError: a suffix it cannot write, frames of another size, no frames at all, a full disk.
     """
 
-    def __init__(self, path: str | Path, width: int, height: int, fps: float):
+    def __init__(self, path: str | Path, width: int, height: int, fps: float, comment: str = ""):
         self.path, self.width, self.height = Path(path), int(width), int(height)
-        self.fps, self.count = checked_fps(fps), 0
+        self.fps, self.count, self.comment = checked_fps(fps), 0, comment
         suffix = self.path.suffix.lower()
         if suffix in (".jpg", ".jpeg"):
             raise InputError(f"{path}: a .jpg holds one frame; save several as .mp4, .webm, .gif, .webp or .png")
@@ -107,6 +109,8 @@ class Writer:
     def _open(self, part: Path) -> None:
         self._rate = Fraction(self.fps).limit_denominator(1001)  # 29.97... is 30000/1001, as containers want it
         self._container = av.open(str(part), "w", format=self._format, options=_MUXER.get(self._format, {}))
+        if self.comment:
+            self._container.metadata["comment"] = self.comment
         options = dict(_ENCODER.get(self._codec, {}))
         if self._format == "avi":
             options["bf"] = "0"  # it stores no timestamps, so frames must not be reordered
@@ -123,13 +127,20 @@ class Writer:
             self._container.mux(packet)
 
 
-def save_image(image: Image.Image, path: Path) -> Path:
-    """Writes a Pillow image as png (exact), jpg, webp or gif under `path`, all or nothing."""
+def save_image(image: Image.Image, path: Path, comment: str = "") -> Path:
+    """Writes a Pillow image as png (exact), jpg, webp or gif under `path`, all or nothing, with a comment (not in
+    webp).
+    """
     path = Path(path)
     kind = _STILL.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"{path}: an image is written as {' '.join(_STILL)}, not '{path.suffix}'")
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
+    if comment and kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("comment", comment)
+    elif comment:
+        options["comment"] = comment.encode()
     with _replacing(path) as part:
         image.save(part, kind, **options)
     return path

@@ -39,21 +39,29 @@ BY_PATCH = ("x", "z", "eps", "given", "pos", "seg", "ask", "level")  # of a batc
 # (name, parameter's path, axes of its last dimensions); the first that matches claims it, also inside EMA and optimizer
 # state, whose paths end like the parameter's. Dimensions before the last ones (a stack of layers) are whole everywhere.
 RULES = (
-    ("into heads or hidden features", r"blocks/((self|cross)/[qkv]|q|k|v|mlp_up|gate|up)/kernel$", (WEIGHTS, "tensor")),
-    ("out of heads or hidden features", r"blocks/((self|cross)/o|o|mlp_down|down)/kernel$", ("tensor", WEIGHTS)),
+    (
+        "into heads or hidden features",
+        r"(blocks/(self|cross)/[qkv]|pool/cross/[qkv]|blocks/(q|k|v|mlp_up|gate|up))/kernel$",
+        (WEIGHTS, "tensor"),
+    ),
+    (
+        "out of heads or hidden features",
+        r"(blocks/(self|cross)/o|pool/cross/o|blocks/(o|mlp_down|down))/kernel$",
+        ("tensor", WEIGHTS),
+    ),
     ("a LoRA into them, A", r"blocks/((self|cross)/[qkv]|mlp_up)/lora_a$", (WEIGHTS, None)),
     ("a LoRA into them, B", r"blocks/((self|cross)/[qkv]|mlp_up)/lora_b$", (None, "tensor")),
     ("a LoRA out of them, A", r"blocks/((self|cross)/o|mlp_down)/lora_a$", ("tensor", None)),
     ("a LoRA out of them, B", r"blocks/((self|cross)/o|mlp_down)/lora_b$", (None, WEIGHTS)),
-    ("biases of hidden features", r"blocks/((self|cross)/[qkv]|mlp_up)/bias$", ("tensor",)),
-    ("scales of heads", r"blocks/(self|cross)/[qk]_norm/scale$", ("tensor",)),
+    ("biases of hidden features", r"((blocks|pool)/(self|cross)/[qkv]|blocks/mlp_up)/bias$", ("tensor",)),
+    ("scales of heads", r"(blocks|pool)/(self|cross)/[qk]_norm/scale$", ("tensor",)),
     ("the text's table", r"text/embed$", (None, WEIGHTS)),
     ("maps of noise levels", r"time_(in|out|projection)/kernel$", (None, WEIGHTS)),
     ("maps at the ends", r"(_in|_out|head)/kernel$", (WEIGHTS, None)),
     ("the VAE's linear codec", r"vae/(image|video)_(in|out)$", (WEIGHTS, None)),
     ("convolutions and maps of the VAE", r"vae/.*kernel$", (WEIGHTS,)),
     ("modulation", r"modulation$", (None, WEIGHTS)),
-    ("vectors", r"(bias|scale|gamma|latent_mean|latent_std|ns_coeffs)$", ()),
+    ("vectors", r"(bias|scale|gamma|latent_mean|latent_std|ns_coeffs|pool/query)$", ()),
 )
 
 

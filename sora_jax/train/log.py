@@ -56,8 +56,9 @@ class Log:
         self.units, self.flops = self.units + units, self.flops + flops
         self.bar.update(1)
 
-    def write(self, step: int) -> None:
-        """One line for the steps since the last: means of what is finite, totals a second, the count of skips."""
+    def write(self, step: int, truncated: int | None = None) -> None:
+        """One line for the steps since the last: means of what is finite, totals a second, the count of skips, and of
+        the texts that this host has had to cut to the text budget, of data that has texts."""
         metrics = jax.device_get(self.waiting)
         seconds = time.perf_counter() - self.since
         values = {"loss": math.nan}  # first in the line
@@ -65,6 +66,8 @@ class Log:
             finite = [float(m[name]) for m in metrics if np.isfinite(m[name])]
             values[name] = sum(finite) / len(finite) if finite else math.nan
         values["skipped"] = int(metrics[-1]["skipped"])
+        if truncated is not None:
+            values["truncated"] = truncated
         values |= {"tokens_per_second": self.units / seconds, "flops_per_second": self.flops / seconds}
         values["seconds_per_step"] = seconds / len(metrics)
         # the share of all time, from the start of this process, that went into steps: not compiling, saving, painting
@@ -72,6 +75,7 @@ class Log:
         self.bar.set_postfix_str(
             f"loss {values['loss']:.4f}, {values['tokens_per_second']:.3g} tokens/s, "
             f"{values['flops_per_second'] / 1e9:.3g} GFLOP/s, {values['skipped']} skipped"
+            + (f", {truncated} texts cut" if truncated else "")
         )
         self.numbers(step, values)
         self.waiting, self.units, self.flops = [], 0, 0.0

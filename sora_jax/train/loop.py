@@ -2,7 +2,7 @@
 
 It knows a task by its functions (`tasks.Task`) and nothing of videos. Keys of the config it reads:
 
-    task           which task ('vae', 'dit')
+    task           which task ('vae', 'captioner', 'dit')
     seed           of the weights and of every random number after
     init           a model folder whose weights a new run begins with ("": with random ones)
     steps          optimizer steps in all
@@ -47,7 +47,7 @@ from sora_jax.pod.hosts import joined, together
 from sora_jax.train import checkpoint, optimizer
 from sora_jax.train.log import Log, replace, say, writing
 
-MODEL_KEYS = ("task", "vae", "text", "dit", "opt.name")  # what a checkpoint's arrays depend on,
+MODEL_KEYS = ("task", "vae", "text", "dit", "captioner", "opt.name")  # what a checkpoint's arrays depend on,
 FREE_KEYS = ("dit.remat", "dit.keep")  # but not these, which trade memory for time
 PROFILED = 3  # steps in a trace
 EVAL_KEY = 0x5EED  # folded into the seed: evaluations draw the same numbers at every step
@@ -142,7 +142,7 @@ def run(task, config, workdir: str | Path) -> dict:
                 seconds = 0.0 if compiles else time.perf_counter() - began
                 log.step(metrics, hosts * task.units(batch), hosts * task.flops(batch), seconds)  # all do as this one
                 if due(config.log_every) or stop.asked:
-                    log.write(step)
+                    log.write(step, cursor.get("truncated"))
                 if due(config.save_every) or stop.asked:
                     checkpoints.save(step, state, everyones(cursor, host))
                 if due(config.eval_every) and not stop.asked:
