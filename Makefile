@@ -2,7 +2,7 @@
 PROMPT ?= a large red circle moves right
 MODEL ?= tiny
 
-.PHONY: demo test slow lint parity train clean
+.PHONY: demo test slow lint parity train notebooks clean
 
 demo:  ## paint one prompt with the bundled model
 	@sh launch/venv.sh .venv ""
@@ -39,6 +39,10 @@ parity:  ## what torch, diffusers and transformers compute (in a Python 3.11 of 
 train:  ## the whole system from nothing on two CPU cores, in about 15 minutes; run again to resume
 	@sh launch/venv.sh .venv-test test
 	@PATH="$(CURDIR)/.venv-test/bin:$$PATH" bash launch/speedrun.sh
+
+notebooks:  ## every notebook anew, in full, its pictures kept; `make notebooks ONLY="01 04"` for some
+	@sh launch/venv.sh .venv-test test
+	.venv-test/bin/python notebooks/run.py $(ONLY)
 
 clean:
 	rm -rf .venv .venv-test .venv-test-3.11 .venv-parity out build dist *.egg-info .pytest_cache .ruff_cache

@@ -94,6 +94,11 @@ def test_bytes_and_page(tmp_path):
     assert "data:video/mp4;base64," in page and all(word in page for word in ("autoplay", "loop", "muted"))
     assert "data:image/png;base64," in image._repr_html_()
     assert repr(video) == "Video(5 frames, 65x47, 8 fps)" and video.seconds == 5 / 8
+    side_by_side = media.Gallery([video, image], ["1 < 2", "one"])._repr_html_()
+    assert video._repr_html_() in side_by_side and image._repr_html_() in side_by_side
+    assert side_by_side.index("1 &lt; 2") < side_by_side.index("image/png") < side_by_side.index(">one<")
+    with pytest.raises(InputError, match="2 videos needs as many captions, not 1"):
+        media.Gallery([video, image], ["one"])
 
 
 # Streaming

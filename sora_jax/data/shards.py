@@ -108,6 +108,12 @@ def _claim(out: Path, made_from: dict):
 def _run(todo: list, work: Callable, runner: str, beam: Sequence[str]):
     if not todo:
         return
+    notebook = "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
+    if notebook and runner == "DirectRunner" and not beam:
+        # There Beam loads extras of its own, which do not import beside pandas 3, for what one process does as well.
+        for element in todo:
+            work(element)
+        return
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions

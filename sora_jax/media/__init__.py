@@ -17,8 +17,9 @@ aperture shows the repeat. Odd webm is stored as it is (VP9 can), odd mkv and av
 """
 
 import base64
+import html
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,9 @@ from sora_jax.media.reader import Frame, checked_fps, frames_in, open_clip, resa
 from sora_jax.media.sheet import contact_sheet
 from sora_jax.media.writer import Writer, is_still, save_image
 
-__all__ = ["Video", "Writer", "contact_sheet", "decode", "encode", "frames", "is_still", "probe", "read", "write"]
+__all__ = [
+    "Gallery", "Video", "Writer", "contact_sheet", "decode", "encode", "frames", "is_still", "probe", "read", "write",
+]  # fmt: skip
 
 
 @dataclass(eq=False, repr=False)
@@ -79,6 +82,26 @@ class Video:
         if len(self.frames) == 1:
             return f'<img {style} src="data:image/png;base64,{data}">'
         return f'<video {style} autoplay loop muted playsinline controls src="data:video/mp4;base64,{data}"></video>'
+
+
+@dataclass(eq=False)
+class Gallery:
+    """Clips side by side in a notebook, each playing, its caption under it. Raises InputError: not one for each."""
+
+    videos: Sequence[Video]
+    captions: Sequence[str] | None = None
+
+    def __post_init__(self):
+        self.captions = [""] * len(self.videos) if self.captions is None else list(self.captions)
+        if len(self.captions) != len(self.videos):
+            raise InputError(f"a gallery of {len(self.videos)} videos needs as many captions, not {len(self.captions)}")
+
+    def _repr_html_(self) -> str:
+        figures = (
+            f'<figure style="margin:4px">{video._repr_html_()}<figcaption>{html.escape(caption)}</figcaption></figure>'
+            for video, caption in zip(self.videos, self.captions)
+        )
+        return f'<div style="display:flex;flex-wrap:wrap;align-items:flex-end">{"".join(figures)}</div>'
 
 
 def read(path: str | Path, fps: float | None = None, max_frames: int | None = None, start: float = 0.0) -> Video:
