@@ -49,6 +49,7 @@ from sora_jax.train.log import Log, replace, say, writing
 
 MODEL_KEYS = ("task", "vae", "text", "dit", "opt.name")  # what a checkpoint's arrays depend on,
 FREE_KEYS = ("dit.remat", "dit.keep")  # but not these, which trade memory for time
+FOLDER = ("vae", "text", "dit")  # the parts of a model folder that are trained
 PROFILED = 3  # steps in a trace
 EVAL_KEY = 0x5EED  # folded into the seed: evaluations draw the same numbers at every step
 
@@ -223,11 +224,14 @@ def prepare(task, config, mesh):
 
 
 def begun(name: str, params: dict) -> dict:
-    """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices.
+    """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices; what no folder has, a
+    LoRA, as it is.
 
     Raises InputError where the folder is no model, or one of other shapes.
     """
-    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, params), params)  # copies
+    like = {part: tree for part, tree in params.items() if part in FOLDER}
+    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, like), like)  # copies
+    began = params | began
     return {"params": began, "ema": jax.tree.map(jnp.copy, began)}
 
 
