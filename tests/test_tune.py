@@ -29,7 +29,7 @@ def drawn(shapes: dict) -> dict[str, np.ndarray]:
     for path, leaf in flat(shapes).items():
         x = rng.standard_normal(leaf.shape, np.float32)
         if path.endswith("kernel"):
-            leaves[path] = x / np.sqrt(np.prod(leaf.shape[path.startswith("blocks/") : -1]))
+            leaves[path] = x / np.float32(np.sqrt(np.prod(leaf.shape[path.startswith("blocks/") : -1])))
         else:
             leaves[path] = 0.1 * x + path.endswith(("scale", "latent_std"))
     return leaves

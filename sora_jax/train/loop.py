@@ -49,6 +49,7 @@ from sora_jax.train.log import Log, replace, say, writing
 
 MODEL_KEYS = ("task", "vae", "text", "dit", "captioner", "opt.name")  # what a checkpoint's arrays depend on,
 FREE_KEYS = ("dit.remat", "dit.keep")  # but not these, which trade memory for time
+FOLDER = ("vae", "text", "dit")  # the parts of a model folder that are trained
 PROFILED = 3  # steps in a trace
 EVAL_KEY = 0x5EED  # folded into the seed: evaluations draw the same numbers at every step
 
@@ -214,30 +215,33 @@ def prepare(task, config, mesh):
         state = {**state, **new, "step": step + 1, "skipped": skipped, "loss": loss.astype(jnp.float32)}
         return state, {**metrics, "loss": loss, "grad_norm": norm, "lr": lr(step), "skipped": skipped}
 
-    shapes = jax.eval_shape(first)
-    shardings, everywhere = pod.shardings(mesh, shapes), NamedSharding(mesh, PartitionSpec())
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    abstract, everywhere = laid_out(jax.eval_shape(first), mesh), NamedSharding(mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     fresh = jax.jit(first, out_shardings=shardings)
     update = jax.jit(pod.on(mesh, update), donate_argnums=0, out_shardings=(shardings, everywhere))
     return update, abstract, fresh
 
 
 def begun(name: str, params: dict) -> dict:
-    """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices.
+    """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices; a LoRA as it is.
 
     Raises InputError where the folder is no model, or one of other shapes.
     """
-    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, params), params)  # copies
-    return {"params": began, "ema": jax.tree.map(jnp.copy, began)}
+    like = {part: tree for part, tree in params.items() if part in FOLDER}
+    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, like), like)  # copies
+    return {"params": params | began, "ema": jax.tree.map(jnp.copy, params | began)}
 
 
 def frozen(task, config, mesh) -> dict:
     """What the task keeps frozen, as shapes with where they lie: by the rules of what is trained."""
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    shapes = {part: shapes[part] for part in task.frozen}
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, pod.shardings(mesh, shapes)
-    )
+    return laid_out({part: shapes[part] for part in task.frozen}, mesh)
+
+
+def laid_out(shapes, mesh):
+    """Shapes, each with where `pod.mesh` wants it."""
+    spread = pod.shardings(mesh, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, spread)
 
 
 def taken(name: str, like: dict) -> dict:
