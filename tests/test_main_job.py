@@ -54,7 +54,7 @@ def blocks(language):
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme(environment, tmp_path):
-    """All of its bash and Python, in order, where `my_clips` are a few clips of several sizes and `my_footage` is a film."""
+    """All of its bash and Python, in order; `my_clips` are a few clips of several sizes, `my_footage` is a film."""
     clips = tmp_path / "my_clips"
     clips.mkdir()
     for seed, size in enumerate([(64, 48), (48, 64), (96, 64), (64, 64)] * 3):
