@@ -20,7 +20,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     c = ConfigDict()
 
     c.scan = ConfigDict()
-    c.scan.size = 320  # longer side of the frames that are looked at
+    c.scan.size = 320  # longer side of the frames that are looked at; small print, such as end credits, wants 640
     c.scan.every = 0.5  # seconds between the moments of which scores and hashes are made
     c.scan.seconds = 20.0  # a longer shot becomes several clips
     # PySceneDetect's AdaptiveDetector: a shot begins where the content changes at least `cut_content` (mean difference

@@ -54,7 +54,7 @@ def blocks(language):
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme(environment, tmp_path):
-    """All of its bash and Python, in order, in a folder where `my_clips` are a few clips of several sizes."""
+    """All of its bash and Python, in order; `my_clips` are a few clips of several sizes, `my_footage` is a film."""
     clips = tmp_path / "my_clips"
     clips.mkdir()
     for seed, size in enumerate([(64, 48), (48, 64), (96, 64), (64, 64)] * 3):
@@ -62,6 +62,9 @@ def test_the_commands_of_the_readme(environment, tmp_path):
         video = media.Video(worlds.render(scene), scene.fps)
         video.save(clips / f"clip{seed}.{'mp4' if seed % 4 else 'png'}")
         (clips / f"clip{seed}.txt").write_text(worlds.captions(scene)[0])
+    takes = [worlds.render(worlds.sample(seed, size=(192, 144), frames=17)) for seed in (2, 3, 4)]
+    (tmp_path / "my_footage").mkdir()
+    media.Video(np.concatenate(takes), 8.0).save(tmp_path / "my_footage" / "film.mp4")
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for block in blocks("bash"):
         for line in block.splitlines():

@@ -32,6 +32,7 @@ from sora_jax.data import captions as beside
 from sora_jax.data import curate_report, duplicates, scores, shards, shots, sources
 from sora_jax.errors import InputError
 
+AT_MOST = ("motion", "shake", "blur", "dark", "bright", "text")  # a score above such a threshold is a reason
 NUMBERS = ("shot", "first", "frames", "total", "width", "height", "black")
 
 
@@ -89,7 +90,7 @@ def verdict(out, keep: dict) -> dict:
     kept = [line for line, said in zip(lines, why) if not said]
     lost = [line | {"reasons": said} for line, said in zip(lines, why) if said]
     counts = Counter(said[0].split(" of ")[0] for said in why if said)
-    hours = [sum(line["seconds"] for line in some) / 3600 for some in (lines, kept)]
+    lasts = [row["frames"] / row["fps"] / 3600 if row["kind"] == "video" else 0.0 for row in rows]
     bad = json.loads((held.path / "report.json").read_text())["skipped"]
     with shards.writing(held.path):
         shards.put(held.path / "report.html", curate_report.page(rows, why, keep, bad))
@@ -101,9 +102,9 @@ def verdict(out, keep: dict) -> dict:
             f"none of the {len(rows)} shots was kept, {times} of them because: {most}; look at "
             f"{held.path / 'report.html'} and loosen --config.keep"
         )
-    dropped = dict(sorted(counts.items()))
-    hours = [round(h, 4) for h in hours]
-    return {"shots": len(rows), "kept": len(kept), "dropped": dropped, "hours": hours[0], "kept_hours": hours[1]}
+    hours = {"hours": sum(lasts), "kept_hours": sum(hour for hour, said in zip(lasts, why) if not said)}
+    facts = {"shots": len(rows), "kept": len(kept), "dropped": dict(sorted(counts.items()))}
+    return facts | {key: round(value, 4) for key, value in hours.items()}
 
 
 def reasons(row: dict, keep: dict) -> list[str]:
@@ -117,8 +118,7 @@ def reasons(row: dict, keep: dict) -> list[str]:
         said.append("small")
     if row["change"] < keep["change"]:
         said.append("static")
-    most = {"motion": "motion", "shake": "shake", "blur": "blur", "dark": "dark", "bright": "bright", "text": "text"}
-    return said + [reason for score, reason in most.items() if row[score] > keep[score]]
+    return said + [score for score in AT_MOST if row[score] > keep[score]]
 
 
 def open_shots(path) -> shards.Records:
