@@ -9,9 +9,10 @@ import pytest
 
 from sora_jax.captioning import Asking, describe, similarity
 from sora_jax.data import footage, packing, worlds
+from sora_jax.data.recaption import by_captioner
 from sora_jax.errors import InputError
 from sora_jax.evaluate import captions as judge
-from sora_jax.media import Video
+from sora_jax.media import Video, encode
 from sora_jax.model import Model, find, load
 from sora_jax.models.captioner import KINDS, Captioner, tell
 from sora_jax.models.text import EOS, Tokenizer
@@ -163,6 +164,10 @@ def test_a_saved_captioner_is_read_back(model, tmp_path):
     model.save(tmp_path / "captioner")
     clips = [Video(worlds.render(worlds.sample(1, size=(16, 16), frames=5)), 8.0)]
     assert describe(load(tmp_path / "captioner"), clips) == describe(model, clips)
+    rows = iter([(7, {"media": encode(clips[0]), "name": "a"}), (8, {"media": b"no clip", "name": "b"})])
+    (bad, error), (good, told) = by_captioner(str(tmp_path / "captioner"), 0, rows)
+    assert (bad, good) == (8, 7) and isinstance(error, InputError)
+    assert told.source == f"captioner:{tmp_path / 'captioner'}" and 0 <= told.confidence <= 1
     with pytest.raises(InputError, match="only a VAE"):
         load(tmp_path / "captioner").generate("a red circle")
     with pytest.raises(InputError, match="no captioner"):
