@@ -5,10 +5,11 @@
 Everything visual is one packed row of spacetime patches; every patch knows where it sits in its own clip (pos), which
 clip of the row it belongs to (seg) and its own noise level (t). The rooms the story passes through:
 
-    cli.py          the `sora-jax` command, thin                                  (cli_paint.py: the verbs that paint)
+    cli.py          the `sora-jax` command, thin                                  (cli_paint.py, cli_data.py, flags.py)
     media.py        mp4 webm gif png jpg <-> Video(frames uint8 [f h w 3], fps)
-    model.py        Model: text, DiT and VAE in one folder; load, save, generate, export
+    model.py        Model: text, DiT and VAE in one folder; load, save, generate
     prompting.py    every other verb: animate, extend, loop, connect, fill, outpaint, edit, interpolate, storyboard
+    drafts.py       what they all paint: clips with holes
     captioning.py   what one does with a captioner; expansion.py: short prompts -> descriptive ones    (endpoint.py)
     data/           raw video -> packed rows
       worlds.py       the procedural, captioned world that knows its own truth      (drawing.py paints it)
@@ -26,11 +27,13 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
     diffusion/
       flow.py         noising, targets, noise-level laws
       canvas.py       what is known of a clip and how much of it may change: (z, start)
+      requests.py     canvases and prompts -> packed rows
       sampler.py      guidance and solvers in one lax.scan    (solvers.py: from one noise level to the next)
     train/
       loop.py         one loop: mesh, data, state, step, checkpoint, samples, preemption
       tasks.py        what each model gives the loop    (vae_task.py, captioner_task.py, dit_task.py)
       optimizer.py    AdamW, Muon, schedules
+      export.py       a workdir -> a model folder
       checkpoint.py   params, EMA, optimizer, rng, step and cursor as one atomic thing
     pod/            many devices
       mesh.py         five axes, one table of rules; imports nothing of the story, so that models may read it
@@ -40,6 +43,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       chips.py        the TPUs there are
     weights/        other people's checkpoints, by one table of names a family
       names.py        what a table is         (wan.py, wan_vae.py, umt5.py: the tables; published.py: the sizes)
+      lora.py         a small change of a transformer: read, trained, written
       files.py        safetensors and torch.save's files, tensor by tensor, read as data
       convert.py      into a model folder, and back
     evaluate/       metrics, and what the world's oracle sees

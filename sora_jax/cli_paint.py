@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from sora_jax import flags
 from sora_jax.errors import InputError
 
 STILL = (".png", ".jpg", ".jpeg")  # a prompt is painted as an image to these unless told a length
@@ -35,14 +36,14 @@ def generate(args) -> None:
         args.prompt, args.about = made.text, {"prompt": asked, "expanded": made.text, "by": made.source}
 
     def run(model, how):
-        from sora_jax import prompting
+        from sora_jax import drafts, prompting
 
         fps = model.sample["fps"]
         if args.preview:
             preview(args, lambda size: model.generate(args.prompt, size=size, **length, **how))
         count = prompting.length_of(frames, args.seconds, fps, 17)
-        if count > prompting.reach(model)[0]:  # in windows, each written when it is there
-            return fps, prompting.stream(model, args.prompt, size=args.size, frames=count, **how)
+        if count > drafts.reach(model)[0]:  # in windows, each written when it is there
+            return fps, drafts.stream(model, args.prompt, size=args.size, frames=count, **how)
         video = model.generate(args.prompt, size=args.size, frames=count, **how)
         return video.fps, iter([video.frames])
 
@@ -125,7 +126,7 @@ def storyboard(args) -> None:
     try:
         board = json.loads(Path(args.board).read_text())
         shots = [(float(s["seconds"]), str(s["prompt"]), bool(s.get("cut", False))) for s in board["shots"]]
-        wh = size(board.get("size", "64x64"))
+        wh = flags.size(board.get("size", "64x64"))
     except (ValueError, KeyError, TypeError, AttributeError, argparse.ArgumentTypeError) as error:
         raise InputError(
             f"{args.board} is not a storyboard ({error}); {storyboard.__doc__.splitlines()[-2].strip()}"
@@ -240,7 +241,7 @@ def add(verb: Callable) -> None:
     p.add_argument("image", nargs="?", metavar="IMAGE")
     p.add_argument("prompt", nargs="?", default="")
     p.add_argument("--at", type=float, default=0.0, metavar="SHARE", help="where it stands: 0 first, 1 last frame")
-    p.add_argument("--key", type=key, action="append", default=[], metavar="SECOND=IMAGE", help="more pictures")
+    p.add_argument("--key", type=flags.key, action="append", default=[], metavar="SECOND=IMAGE", help="more pictures")
     length(p, "default: as many as the model learned")
     common(p)
 
@@ -265,19 +266,23 @@ def add(verb: Callable) -> None:
 
     p = verb("fill", fill, "paint missing frames or masked regions")
     source(p)
-    p.add_argument("--missing", type=span, action="append", default=[], metavar="FIRST-LAST", help="frames, from 0")
+    p.add_argument(
+        "--missing", type=flags.span, action="append", default=[], metavar="FIRST-LAST", help="frames, from 0"
+    )
     p.add_argument("--mask", metavar="FILE", help="a picture or a clip, white where the video is to be painted")
     common(p)
 
     p = verb("outpaint", outpaint, "paint a wider or taller view")
     source(p)
-    p.add_argument("--size", type=size, required=True, metavar="WxH")
+    p.add_argument("--size", type=flags.size, required=True, metavar="WxH")
     common(p)
 
     p = verb("edit", edit, "repaint a video to a prompt")
     p.add_argument("video", metavar="VIDEO")
     p.add_argument("prompt")
-    p.add_argument("--strength", type=numbers, default=0.6, metavar="X[,X...]", help="0 to 1, or several over time")
+    p.add_argument(
+        "--strength", type=flags.numbers, default=0.6, metavar="X[,X...]", help="0 to 1, or several over time"
+    )
     p.add_argument("--mask", metavar="FILE", help="a picture or a clip, white where the video may change")
     common(p)
 
@@ -296,10 +301,16 @@ def common(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", required=True, metavar="FILE", help=".mp4 .webm .mov .gif .webp, or .png .jpg for an image")
     p.add_argument("--seed", type=int, default=0, metavar="K", help="the same seed gives the same bytes (default 0)")
     p.add_argument(
-        "--steps", type=steps, metavar="N", help="solver steps, or noise levels 1,...,0 (default: the model's)"
+        "--steps",
+        type=flags.steps,
+        metavar="N",
+        help="solver steps, or noise levels 1,...,0 (default: the model's)",
     )
     p.add_argument(
-        "--guidance", type=numbers, metavar="G[,G...]", help="how hard to follow the prompt; several: in turn"
+        "--guidance",
+        type=flags.numbers,
+        metavar="G[,G...]",
+        help="how hard to follow the prompt; several: in turn",
     )
     p.add_argument("--negative", default="", metavar="PROMPT", help="what to stay away from")
     p.add_argument(
@@ -312,21 +323,24 @@ def common(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", default="tiny", metavar="DIR", help="a model folder (default: the bundled one)")
     p.add_argument(
         "--lora",
-        type=lora,
+        type=flags.lora,
         action="append",
         default=[],
         metavar="FILE[=WEIGHT[:high|:low]]",
         help="add a LoRA to the model's transformer, or to that for high or low noise; give as many as you like",
     )
     p.add_argument(
-        "--tile", type=side, metavar="N", help="encode and decode in tiles of N latents: the same in less memory"
+        "--tile",
+        type=flags.side,
+        metavar="N",
+        help="encode and decode in tiles of N latents: the same in less memory",
     )
     p.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet as well")
 
 
 def text(p: argparse.ArgumentParser) -> None:
     p.add_argument("prompt")
-    p.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
+    p.add_argument("--size", type=flags.size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
     p.add_argument("--preview", action="store_true", help="paint it at half the size first, beside --out")
     expander(p, required=False)
 
@@ -347,64 +361,6 @@ def length(p: argparse.ArgumentParser, default: str) -> None:
     group = p.add_mutually_exclusive_group()
     group.add_argument("--seconds", type=float, metavar="S")
     group.add_argument("--frames", type=int, metavar="N", help=default)
-
-
-def size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 96x64")
-    return int(width), int(height)
-
-
-def numbers(text: str) -> float | list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, nor several with commas between") from None
-    return values[0] if len(values) == 1 else values
-
-
-def steps(text: str) -> int | list[float]:
-    values = numbers(text)
-    if isinstance(values, list):
-        return values
-    if not values.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of steps nor levels such as 1,0.8,0.4,0")
-    return int(values)
-
-
-def span(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    if not first.isdecimal() or not (last or first).isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST-LAST, such as 10-20")
-    return int(first), int(last or first)
-
-
-def key(text: str) -> tuple[float, str]:
-    second, _, path = text.partition("=")
-    try:
-        return float(second), path
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not SECOND=IMAGE, such as 1.5=b.png") from None
-
-
-def side(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of latents, such as 32")
-    return int(text)
-
-
-def lora(text: str) -> tuple[str, float, str]:
-    path, equals, how = text.rpartition("=")
-    if not equals or Path(text).exists():
-        return text, 1.0, ""
-    weight, colon, expert = how.partition(":")
-    try:
-        if colon and expert not in ("high", "low"):
-            raise ValueError
-        return path, float(weight), expert
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FILE=WEIGHT, such as style.safetensors=0.8:low") from None
 
 
 def suffix(path: str) -> str:

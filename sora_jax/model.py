@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from sora_jax import prompting
+from sora_jax import drafts, prompting
 from sora_jax.diffusion import sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
@@ -143,7 +143,7 @@ class Model:
 
         Length is in `frames` or in `seconds`; 17 frames when neither is given, and 1 is an image. `size` and `frames`
         may be lists, one entry for each prompt. A clip longer than the model learned is painted in windows, each seeing
-        the end of the one before (`prompting.stream` gives them one by one). The same seed gives the same bytes; the
+        the end of the one before (`drafts.stream` gives them one by one). The same seed gives the same bytes; the
         n-th of several prompts has the n-th noise of that seed. `how` is what `sampler.paint` takes: steps, guidance,
         negative, cache, progress.
         Raises InputError for a size, length or prompt that cannot be painted.
@@ -160,15 +160,13 @@ class Model:
             raise InputError(f"{len(prompts)} prompts, {len(sizes)} sizes and {len(lengths)} lengths do not match")
         for (w, h), f in zip(sizes, lengths):
             self.latents_of(w, h, f)  # refuses what has none
-        if max(lengths) > prompting.reach(self)[0]:
+        if max(lengths) > drafts.reach(self)[0]:
             videos = [
-                Video(
-                    np.concatenate(list(prompting.stream(self, p, size=s, frames=f, seed=seed, **how))), sample["fps"]
-                )
+                Video(np.concatenate(list(drafts.stream(self, p, size=s, frames=f, seed=seed, **how))), sample["fps"])
                 for p, s, f in zip(prompts, sizes, lengths)
             ]
             return videos[0] if isinstance(prompt, str) else videos
-        canvases = [prompting.canvas_of(self, prompting.nothing(w, h, f)) for (w, h), f in zip(sizes, lengths)]
+        canvases = [drafts.canvas_of(self, drafts.nothing(w, h, f)) for (w, h), f in zip(sizes, lengths)]
         painted = sampler.paint(self, canvases, prompts, seed=seed, **how)
         videos = [
             Video(self.decode(z).frames[:f, :h, :w], sample["fps"])
@@ -343,83 +341,6 @@ def unflat(leaves: dict[str, Array]) -> dict:
             at = at.setdefault(room, {})
         at[name] = value
     return tree
-
-
-def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "float32") -> Model:
-    """Writes the averaged weights of a training workdir's newest checkpoint as a model folder, and returns the Model.
-    A LoRA is added to what it was trained on, which is looked for where the run's config says (`weights.lora.export`
-    writes it alone).
-
-    A VAE's workdir gives a folder with the VAE alone, its latents' mean and standard deviation measured on the clips it
-    was trained on; a DiT's takes VAE and tokenizer from where its config says they are. Raises InputError when the
-    workdir has no checkpoint or one that its config does not fit.
-    """
-    from sora_jax.train import checkpoint  # training's packages, which sampling does without
-
-    workdir = Path(workdir)
-    if not (workdir / "config.json").is_file():
-        raise InputError(f"{workdir} is not a training workdir: it has no config.json")
-    config = json.loads((workdir / "config.json").read_text())
-    if config["task"] == "vae":
-        model = Model({"vae": config["vae"]}, {})
-        trained = {"vae": shapes_of(model)["vae"]}
-    elif config["task"] == "captioner":
-        model = Model({name: config[name] for name in ("captioner", "describe")}, {})
-        model.tokenizer = Tokenizer(find(config["tokenizer"]))
-        trained = shapes_of(model)
-    else:
-        base = load(config["vae_model"])
-        settings = {name: config[name] for name in ("text", "dit", "flow", "sample")}
-        model = Model({"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]})
-        model.tokenizer = Tokenizer(find(config["tokenizer"]), model.text.rows, model.text.clean)
-        trained = {name: tree for name, tree in shapes_of(model).items() if name != "vae"}
-        begun = {"init": "", "frozen": (), "lora": {"rank": 0}} | config  # what older runs do not say
-        if begun["lora"]["rank"]:
-            from sora_jax.weights import lora  # which knows our trees
-
-            begun["frozen"] = ("text", "dit")
-            trained["lora"] = lora.shapes(trained["dit"], begun["lora"]["rank"])
-        frozen = {part: trained.pop(part) for part in begun["frozen"]}
-        if frozen:
-            first = load(begun["init"], host=True).params
-            model.params |= {part: first[part] for part in frozen}
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trained)
-    restored = checkpoint.restore(workdir / "checkpoints", {"ema": abstract})
-    if restored is None:
-        raise InputError(f"{workdir} has no checkpoint yet: train it for longer")
-    model.params |= restored[0]["ema"]
-    if "lora" in model.params:
-        model.params["dit"] = lora.applied(model.params["dit"], model.params.pop("lora"))
-    if config["task"] == "vae":
-        model.params["vae"] |= latent_statistics(model, config)
-    model.save(out, dtype)
-    return model
-
-
-def latent_statistics(model: Model, config: dict, batches: int = 24) -> dict[str, Array]:
-    """{"latent_mean", "latent_std"} [c] of the VAE's posterior means over batches of the clips it is trained on.
-
-    Each channel has its own mean and all have one std, as in latent diffusion (arXiv:2112.10752, its scale factor):
-    what is strong in the latents stays strong, and is painted first.
-    """
-    from ml_collections import ConfigDict
-
-    from sora_jax.data import pipeline
-
-    moments = jax.jit(lambda params, video: model.vae.apply({"params": params}, video, method="moments")[0])
-    count, total, square = 0, 0.0, 0.0
-    for _, (batch, _) in zip(
-        range(batches), pipeline.clips(ConfigDict(config["data"]), seed=config["seed"], cursor=None)
-    ):
-        mean = np.asarray(
-            moments(model.params["vae"], jnp.asarray(batch["video"], jnp.float32) / 127.5 - 1), np.float64
-        )
-        count += mean[..., 0].size
-        total, square = total + mean.sum((0, 1, 2, 3)), square + (mean**2).sum((0, 1, 2, 3))
-    center = total / count
-    spread = np.full_like(center, np.sqrt(np.maximum(np.mean(square / count - center**2), 1e-12)))
-    return {"latent_mean": jnp.asarray(center, jnp.float32), "latent_std": jnp.asarray(spread, jnp.float32)}
 
 
 def _read(path: Path, shapes: dict) -> dict[str, np.ndarray]:

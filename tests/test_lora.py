@@ -15,10 +15,11 @@ from safetensors import numpy as safetensors
 import sora_jax
 from sora_jax import cli
 from sora_jax.errors import InputError
-from sora_jax.model import Model, dit_shapes, export, flat, load, unflat
+from sora_jax.model import Model, dit_shapes, flat, load, unflat
 from sora_jax.models.dit import DiT
 from sora_jax.pod import mesh as pod
 from sora_jax.train import checkpoint, configs, loop, tasks
+from sora_jax.train.export import export
 from sora_jax.weights import lora
 
 FIELDS = dict(width=28, depth=2, heads=2, mlp=48, channels=4, given=0, patch=(1, 2, 2), remat=False, dtype="float32")

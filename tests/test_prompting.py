@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_model import model  # noqa: F401  (a random model with every part: laws do not ask what it paints)
 
-from sora_jax import cli, media, prompting
-from sora_jax.diffusion import canvas, sampler
+from sora_jax import cli, media
+from sora_jax.diffusion import canvas, requests, sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
 from sora_jax.model import Model
@@ -102,7 +102,7 @@ def test_several_seeds_begin_differently_and_end_alike(model):  # noqa: F811
 
 def test_windows_cover_a_clip_and_share_frames():
     for frames in (1, 16, 17, 18, 40, 481):
-        windows = prompting.windows_of(frames, 17, 5)
+        windows = drafts.windows_of(frames, 17, 5)
         assert windows[0][0] == 0 and windows[-1][1] == frames
         for (_, stop, _), (at, end, fixed) in pairwise(windows):
             assert stop - at == fixed == 5 and end > stop
@@ -121,18 +121,18 @@ def test_the_border_of_what_is_known_has_no_step():
     """A codec that is 20 too dark: beside known pixels the difference fades instead of jumping."""
     frames = np.full((4, 6, 20, 3), 120, np.uint8)
     known = np.broadcast_to(np.arange(20) < 10, (4, 6, 20))
-    mended = prompting.spliced(prompting.draft(frames, known, 8.0), frames - 20)
+    mended = drafts.spliced(drafts.draft(frames, known, 8.0), frames - 20)
     row = mended[1, 3, :, 0].astype(int)
     assert (row[:10] == 120).all() and row[-1] == 100
     assert np.abs(np.diff(row)).max() <= 5 and (np.diff(row) <= 0).all()
 
 
 def test_shots_have_their_own_text_and_one_clip(model):  # noqa: F811
-    shots = [sampler.Shot(8, "a red"), sampler.Shot(9, "moves", True)]
-    item = sampler.prepare(model, canvas.blank((5, 2, 2), 4), shots, "", 0, 0)
+    shots = [requests.Shot(8, "a red"), requests.Shot(9, "moves", True)]
+    item = requests.prepare(model, canvas.blank((5, 2, 2), 4), shots, "", 0, 0)
     assert item["ask"].tolist() == [0, 0, 0, 1, 1]  # latents begin at frames 0 1 5 9 13
     assert item["pos"][:, 0].tolist() == [0, 1, 2, 11, 12]
-    batch = sampler.pack([item, sampler.prepare(model, canvas.blank((1, 2, 2), 4), "b", "", 0, 1)], 64, 64)
+    batch = requests.pack([item, requests.prepare(model, canvas.blank((1, 2, 2), 4), "b", "", 0, 1)], 64, 64)
     assert batch["seg"][0, :6].tolist() == [1] * 5 + [2]
     assert batch["ask"][0, :6].tolist() == [1, 1, 1, 2, 2, 3]
     assert set(batch["txt_seg"][0]) == {0, 1, 2, 3} == set(batch["txt_seg"][1])
@@ -183,7 +183,7 @@ def test_mistakes_get_one_sentence(model, monkeypatch):  # noqa: F811
     for verb in (lambda: codec.extend(A, after=1.0), lambda: codec.animate(A), lambda: codec.edit(A, "b")):
         refused("only a VAE", verb)
     refused("fall from 1 to 0", lambda: model.generate("a", steps=[1, 0.2, 0.4, 0]))
-    monkeypatch.setattr(sampler, "free_memory", lambda: 10**6)
+    monkeypatch.setattr(requests, "free_memory", lambda: 10**6)
     refused(r"tokens.*GB.*largest that fits", lambda: model.generate("a", size=(2048, 2048), frames=1))
 
 

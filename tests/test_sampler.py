@@ -7,7 +7,7 @@ import pytest
 
 import sora_jax
 from sora_jax.data.packing import positions
-from sora_jax.diffusion import canvas, flow, sampler, solvers
+from sora_jax.diffusion import canvas, flow, requests, sampler, solvers
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.errors import InputError
 from sora_jax.pod import mesh as pod
@@ -125,8 +125,8 @@ def test_noise_does_not_depend_on_neighbours():
 
 
 def test_rows_hold_every_canvas_once_and_overflow_into_longer_rows(capsys):
-    assert sampler.arrange([10, 50, 20, 64, 30], [1] * 5, 64, 64) == [[0, 1], [2, 4], [3]]
-    assert sampler.arrange([10, 10, 10], [5, 5, 5], 64, 12) == [[0, 1], [2]]
+    assert requests.arrange([10, 50, 20, 64, 30], [1] * 5, 64, 64) == [[0, 1], [2, 4], [3]]
+    assert requests.arrange([10, 10, 10], [5, 5, 5], 64, 12) == [[0, 1], [2]]
     sampler.paint(Painter(0.0), [canvas.blank((9, 8, 8), 4)], [""], **settings())
     assert "row of 192" in capsys.readouterr().err
 

@@ -11,8 +11,9 @@ from safetensors import numpy as safetensors
 
 from sora_jax.data import dataset
 from sora_jax.media import Video
-from sora_jax.model import dit_shapes, export, flat, load, vae_shapes
+from sora_jax.model import dit_shapes, flat, load, vae_shapes
 from sora_jax.train import checkpoint, configs, loop
+from sora_jax.train.export import export
 from sora_jax.weights import convert, published
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from sora_jax import prompting
 from sora_jax.data.packing import patchify, positions
 from sora_jax.diffusion import canvas, sampler, solvers
 from sora_jax.errors import InputError
@@ -207,8 +206,8 @@ def test_pictures_beside_the_noise_are_diffusers(folder, tmp_path):
     model, how = load(model), dict(seed=7, steps=STEPS, guidance=4.0)
     frames = np.stack([peer["first"]] * 4 + [peer["last"]])
     for name, known in (("one", [0]), ("both", [0, 4])):
-        made = prompting.draft(frames, np.isin(np.arange(5), known)[:, None, None], 16.0)
-        (z,) = sampler.paint(model, [prompting.canvas_of(model, made)], [PROMPT], **how)
+        made = drafts.draft(frames, np.isin(np.arange(5), known)[:, None, None], 16.0)
+        (z,) = sampler.paint(model, [drafts.canvas_of(model, made)], [PROMPT], **how)
         close(z, peer[name].transpose(1, 2, 3, 0))
     with pytest.raises(InputError, match="given 20 channels beside the noise"):
         sampler.paint(model, [canvas.blank((2, 4, 6), 16)], [PROMPT], **how)

@@ -273,7 +273,7 @@ class VAE(nn.Module):
         return self.decode(self.encode(video, first), first)
 
     def encode(self, video: Float[Array, "b f h w 3"], first: bool = True) -> Float[Array, "b f2 h2 w2 c"]:
-        """The posterior's mean, normalised by the stored statistics (`model.latent_statistics`)."""
+        """The posterior's mean, normalised by the stored statistics (`train.export.latent_statistics`)."""
         return (self.moments(video, first)[0] - self.latent_mean) / self.latent_std
 
     def decode(self, z: Float[Array, "b f h w c"], first: bool = True) -> Float[Array, "b f2 h2 w2 3"]:

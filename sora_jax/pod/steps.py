@@ -58,7 +58,7 @@ def trained(config, mesh) -> Step:
 
 def sampled(config, mesh) -> Step:
     """One guided step of the sampler over one row."""
-    from sora_jax.diffusion import sampler
+    from sora_jax.diffusion import requests, sampler
     from sora_jax.models.dit import DiT
     from sora_jax.models.text import TextEncoder
     from sora_jax.train import tasks
@@ -72,7 +72,7 @@ def sampled(config, mesh) -> Step:
     width = math.prod(dit.patch) * dit.channels
     like = dict.fromkeys(("z", "eps"), ((1, row, width), jnp.float32)) | {"pos": ((1, row, 3), jnp.int32)}
     like |= dict.fromkeys(("seg", "ask", "level"), ((1, row), jnp.int32))
-    like |= dict.fromkeys(("start", "shift"), ((1, sampler.LEVELS), jnp.float32))
+    like |= dict.fromkeys(("start", "shift"), ((1, requests.LEVELS), jnp.float32))
     like |= dict.fromkeys(("txt", "txt_seg"), ((2, words), jnp.int32))
     batch = {name: abstract(s, t, pod.batch_sharding(mesh, name, s)) for name, (s, t) in like.items()}
     us, scales, cache = (abstract(s, jnp.float32, whole) for s in ((2,), (1,), ()))

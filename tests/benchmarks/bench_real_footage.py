@@ -27,9 +27,10 @@ from sora_jax import media  # noqa: E402
 from sora_jax.data import dataset, packing  # noqa: E402
 from sora_jax.errors import InputError  # noqa: E402
 from sora_jax.evaluate import metrics  # noqa: E402
-from sora_jax.model import Model, export, load  # noqa: E402
+from sora_jax.model import Model, load  # noqa: E402
 from sora_jax.models.text import train_tokenizer  # noqa: E402
 from sora_jax.train import configs, loop  # noqa: E402
+from sora_jax.train.export import export  # noqa: E402
 
 HELD_OUT = ("carphone_pristine.mp4", "cityCC0.mpg", "chelsea.png", "coins.png")
 FRAMES = 17  # of a clip that the VAE is measured on
