@@ -114,12 +114,12 @@ def make(config) -> Task:
         return Model(settings, params, tokenizer)
 
     def evaluate(params: dict, key) -> dict[str, float]:
-        """Losses on held-out batches; of the world also how true its captions are."""
+        """Losses on held-out batches; of the world, told by one process, also how true its captions are."""
         every = [jax.device_get(numbers_of(params, batch)) for batch in held_out()]
         numbers = {
             name: float(np.mean([n[name] for n in every])) for name in ("caption", "word", "contrast", "matched")
         }
-        if config.data.held_out == "world-held-out":
+        if config.data.held_out == "world-held-out" and jax.process_count() == 1:
             frames = 1 if config.data.images == 1 else None
             scores = judge.judged(model_of(params), EVAL_CLIPS, worlds.HELD_OUT, frames)
             numbers |= {name: value for name, value in scores.items() if isinstance(value, float)}
