@@ -66,6 +66,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 out.metadata = nbformat.from_dict({})
                 if {"image/png", "image/jpeg"} & out.data.keys():
                     out.data.pop("text/plain", None)  # holds an address in memory
+                if "image/png" in out.data:
+                    out.data.pop("image/jpeg", None)  # the same again
     return notebook
 
 
