@@ -57,10 +57,10 @@ def curate(
         if importlib.util.find_spec(module) is None:
             raise InputError(f"curation needs {package}: pip install 'sora_jax[curate]'")
     scan, keep = _checked(config)
+    items, _, made_from = sources.folder(src, captions)
     if scan["text"] and not scores.can_read():
         print("text in the picture is not looked for: pip install 'sora_jax[ocr]'", file=sys.stderr)
         scan["text"] = False
-    items, _, made_from = sources.folder(src, captions)
     made_from.pop("fps")
     parts = [items[part.start : part.stop] for part in shards.split(len(items), shard_size)]
     work = functools.partial(_scan, Path(made_from["source"]), scan)
