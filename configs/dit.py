@@ -131,8 +131,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     c.opt = ConfigDict()
     c.opt.name = "muon"
-    c.opt.lr = 3e-3
-    c.opt.adam_lr = 1e-3
+    # on images, from nothing, held out 0.47 after 150 steps; at a third of both rates 0.55, and at three times worse
+    c.opt.lr = 1e-2
+    c.opt.adam_lr = 3e-3
     c.opt.b1 = 0.9
     c.opt.b2 = 0.98
     c.opt.weight_decay = 0.01
