@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from sora_jax import drafts
 from sora_jax.data.packing import patchify, positions
 from sora_jax.diffusion import canvas, sampler, solvers
 from sora_jax.errors import InputError
