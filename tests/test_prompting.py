@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_model import model  # noqa: F401  (a random model with every part: laws do not ask what it paints)
 
-from sora_jax import cli, drafts, media, prompting
+from sora_jax import cli, drafts, media
 from sora_jax.diffusion import canvas, requests, sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
