@@ -95,12 +95,16 @@ def gradients(mesh):
 
 
 MESHES = [
-    sizes(fsdp=8),
     sizes(data=2, fsdp=2, tensor=2),
     sizes(fsdp=2, context=4, ring=2),
     *(
         pytest.param(mesh, marks=pytest.mark.slow)
-        for mesh in (sizes(fsdp=4, context=2), sizes(context=8, ring=8), sizes(data=2, context=2, tensor=2))
+        for mesh in (
+            sizes(fsdp=8),
+            sizes(fsdp=4, context=2),
+            sizes(context=8, ring=8),
+            sizes(data=2, context=2, tensor=2),
+        )
     ),
 ]
 

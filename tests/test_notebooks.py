@@ -14,7 +14,7 @@ spec = importlib.util.spec_from_file_location("notebooks_run", ROOT / "notebooks
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
 
-LONG = ("02", "04")  # more than 20 s each: `make slow` runs these
+LONG = ("02", "03", "04")  # more than 20 s each: `make slow` runs these
 BYTES = 700_000  # of a notebook: a repository keeps every version of it
 
 

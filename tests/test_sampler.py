@@ -17,7 +17,7 @@ class Exact:
     """In the place of a network: the velocity of the straight line to a known x0, which any solver must follow."""
 
     patch = (1, 2, 2)
-    width, heads, mlp, channels = 8, 1, 8, 4
+    width, heads, mlp, channels, given = 8, 1, 8, 4, 0
 
     def __init__(self, x0: float):
         self.x0 = x0
