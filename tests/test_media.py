@@ -101,6 +101,12 @@ def test_bytes_and_page(tmp_path):
         media.Gallery([video, image], ["one"])
 
 
+@pytest.mark.parametrize("size", [(47, 65), (64, 96)])
+def test_the_same_clip_is_the_same_bytes(size):
+    video = clip(5, *size)
+    assert len({media.encode(video) for _ in range(40)}) == 1
+
+
 # Streaming
 
 
