@@ -1,5 +1,5 @@
 """The `sora-jax` command: one thin function per verb, no logic. The verbs that paint are in `cli_paint.py`,
-those of datasets in `cli_data.py`.
+those of datasets in `cli_data.py`, those that measure in `cli_evaluate.py`.
 
 Imports of anything heavy are inside the verbs, so that --help answers at once. Results go to stdout, everything else to
 stderr. Exit codes: 0; 2 for a user's mistake or a disk that refuses, in one sentence; 130 for Ctrl-C.
@@ -13,7 +13,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-from sora_jax import cli_data, cli_paint, flags
+from sora_jax import cli_data, cli_evaluate, cli_paint, flags
 from sora_jax.errors import InputError
 
 
@@ -128,54 +128,11 @@ def expand(args) -> None:
     print(expansion.expand(args.prompt, args.expander, seed=args.seed, examples=args.examples).text)
 
 
-def evaluate_world(args) -> None:
-    """Paint held-out prompts of the embedded world and ask its oracle, which sees pixels alone, what they show."""
-    from sora_jax.evaluate import world
-
-    world.evaluate(args.model, seeds=args.seeds, steps=args.steps, guidance=args.guidance, quiet=args.json)
-
-
-def evaluate_vae(args) -> None:
-    """Encode and decode clips at their native size, and say how far they are from what they were."""
-    from sora_jax.evaluate import vae
-
-    vae.evaluate(args.source, args.model, clips=args.clips, frames=args.frames, quiet=args.json)
-
-
-def evaluate_prompting(args) -> None:
-    """Animate, extend, loop, connect, fill and edit held-out clips of the embedded world; compare with the truth."""
-    from sora_jax.evaluate import prompting
-
-    tasks = tuple(args.tasks or prompting.TASKS)
-    unknown = [name for name in tasks if name not in prompting.TASKS]
-    if unknown:
-        raise InputError(f"there is no task {unknown[0]!r}: choose among {', '.join(prompting.TASKS)}")
-    prompting.evaluate(args.model, cases=args.cases, tasks=tasks, steps=args.steps, minute=args.minute)
-
-
 def report_run(args) -> None:
     """Write the story of a run, so far, as one HTML page: curves, samples, checkpoints, config."""
     from sora_jax.evaluate import report
 
     print(json.dumps({"path": str(report.write(args.workdir, args.out))}))
-
-
-def evaluate_simulation(args) -> None:
-    """Let it go on from the beginning of held-out scenes: objects that hide, fall, collide, and stay what they are."""
-    from sora_jax.evaluate import simulation
-
-    probes = tuple(args.probes or simulation.PROBES)
-    unknown = [name for name in probes if name not in simulation.PROBES]
-    if unknown:
-        raise InputError(f"there is no probe {unknown[0]!r}: choose among {', '.join(simulation.PROBES)}")
-    simulation.evaluate(args.model, cases=args.cases, probes=probes, seconds=args.seconds, steps=args.steps)
-
-
-def evaluate_captions(args) -> None:
-    """Caption held-out scenes of the embedded world, and read the captions back against what is in the scenes."""
-    from sora_jax.evaluate import captions
-
-    captions.evaluate(args.captioner, clips=args.clips, quiet=args.json)
 
 
 # ------------------------------------------------------------------------------------------------ flags
@@ -256,36 +213,7 @@ def parser() -> argparse.ArgumentParser:
 
     cli_data.add(verbs, verb)
 
-    judge = verbs.add_parser("evaluate", help="measure a model", description="Measure a model.")
-    kinds = judge.add_subparsers(metavar="WHAT", required=True)
-    p = verb(kinds, "world", evaluate_world, "what the world's oracle sees in prompted videos")
-    p.add_argument("--model", default="tiny", metavar="DIR")
-    p.add_argument("--seeds", type=int, default=200, metavar="N", help="held-out scenes to ask for (default 200)")
-    p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
-    p.add_argument("--guidance", type=float, metavar="G", help="how hard to follow the prompt (default: the model's)")
-    p.add_argument("--json", action="store_true", help="print the JSON line alone")
-    p = verb(kinds, "vae", evaluate_vae, "what its VAE loses of clips")
-    p.add_argument("source", nargs="?", default="world", help="a folder of videos and images (default: world)")
-    p.add_argument("--model", default="tiny", metavar="DIR")
-    p.add_argument("--clips", type=int, default=64, metavar="N", help="pieces to look at (default 64)")
-    p.add_argument("--frames", type=int, default=33, metavar="N", help="of a piece, at most (default 33)")
-    p.add_argument("--json", action="store_true", help="print the JSON line alone")
-    p = verb(kinds, "captions", evaluate_captions, "how true a captioner's sentences about the world are")
-    p.add_argument("--captioner", default="captioner", metavar="DIR", help="a captioner's folder")
-    p.add_argument("--clips", type=int, default=500, metavar="N", help="held-out scenes (default 500)")
-    p.add_argument("--json", action="store_true", help="print the JSON line alone")
-    p = verb(kinds, "prompting", evaluate_prompting, "how it paints around what it is given")
-    p.add_argument("--model", default="tiny", metavar="DIR")
-    p.add_argument("--cases", type=int, default=50, metavar="N", help="held-out scenes a task (default 50)")
-    p.add_argument("--tasks", nargs="+", metavar="TASK", help="only these (default: all)")
-    p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
-    p.add_argument("--minute", action="store_true", help="and the drift of one-minute clips")
-    p = verb(kinds, "simulation", evaluate_simulation, "whether what it paints goes on as the world does")
-    p.add_argument("--model", default="tiny", metavar="DIR")
-    p.add_argument("--cases", type=int, default=25, metavar="N", help="held-out scenes a probe (default 25)")
-    p.add_argument("--probes", nargs="+", metavar="PROBE", help="only these (default: all)")
-    p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the clips of `coherence` (default 4)")
-    p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
+    cli_evaluate.add(verbs, verb)
     return root
 
 

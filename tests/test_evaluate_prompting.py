@@ -9,11 +9,13 @@ from sora_jax.data import worlds
 from sora_jax.evaluate import prompting
 
 
-def test_every_task_has_numbers_and_exact_things_are_exact(model, capsys):  # noqa: F811
-    result = prompting.evaluate(model, cases=1, steps=2)
+def test_every_task_has_numbers_and_exact_things_are_exact(model, capsys, tmp_path):  # noqa: F811
+    result = prompting.evaluate(model, cases=1, steps=2, out=tmp_path)
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1]) == result | {"cases": 1}
     assert result.keys() == prompting.TASKS.keys()
     assert all(np.isfinite(value) for row in result.values() for value in row.values())
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert [row["group"] for row in kept["cases"]] == list(prompting.TASKS)
     assert result["backward"]["ending_exact"] == result["connect"]["ends_exact"] == 1.0
     assert result["backward"]["beginnings_differ"] > 0
     assert 0.9 < result["extend"]["velocity_error_repeat"] < 1.1  # what stands still misses all of the speed

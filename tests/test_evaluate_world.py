@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data import worlds
-from sora_jax.evaluate import world
+from sora_jax.evaluate import results, world
 from sora_jax.media import Video
 
 FIRST = worlds.HELD_OUT + 5000
@@ -58,10 +58,15 @@ def test_truth_scores_one(scenes, capsys):
     assert sum(group["clips"] for group in result["by"]["size"].values()) == 30
 
 
-def test_backwards_is_the_wrong_direction(scenes, capsys):
-    result = world.evaluate(Backwards(scenes), seeds=30, first=FIRST, quiet=True)
+def test_backwards_is_the_wrong_direction(scenes, capsys, tmp_path):
+    result = world.evaluate(Backwards(scenes), seeds=30, first=FIRST, quiet=True, out=tmp_path / "backwards")
     assert result["direction"] == 0 and result["color"] >= 0.95 and result["truth"]["direction"] >= 0.95
     assert len(capsys.readouterr().out.strip().splitlines()) == 1
+    world.evaluate(Perfect(scenes), seeds=30, first=FIRST, quiet=True, out=tmp_path / "perfect")
+    found = results.compare(tmp_path / "backwards", tmp_path / "perfect")["scores"]
+    assert found["direction"]["a"] == 0 and found["direction"]["low"] > 0.9
+    assert found["color"]["low"] <= 0 <= found["color"]["high"]
+    assert (tmp_path / "perfect/index.html").read_text().count("<video") > 30  # each with its truth
 
 
 def test_prompts_are_the_captions_of_training(scenes):

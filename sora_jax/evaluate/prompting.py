@@ -25,13 +25,17 @@ from jaxtyping import UInt8
 from sora_jax import prompting
 from sora_jax.data import worlds
 from sora_jax.data.oracle import Object, agrees, oracle
+from sora_jax.evaluate import results
 from sora_jax.evaluate.metrics import psnr
+from sora_jax.evaluate.results import Case, finite
 from sora_jax.media import Video
 
 FIRST = worlds.HELD_OUT + 10**6  # away from the seeds that `evaluate world` asks for
 SIZE, FRAMES, GIVEN = (64, 64), 17, 9
 WAYS = ("left", "right", "up", "down")
 COLORS = tuple(worlds.COLORS)
+
+Told = tuple[dict[str, float], dict[str, Video]]  # what a task measured of a case, and its clips to look at
 
 
 def scene_of(case: int, **fixed) -> worlds.Scene:
@@ -64,15 +68,16 @@ def steps_between(frames: UInt8[np.ndarray, "f h w 3"]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ tasks, case by case
 
 
-def animate(model, case: int, how: dict) -> dict:
+def animate(model, case: int, how: dict) -> Told:
     scene = scene_of(case)
     video, prompt = clip_of(scene)
     made = model.animate(Video(video.frames[:1]), prompt, frames=FRAMES, **how)
     seen = agrees(oracle(made.frames), scene)
-    return {"kept": all(seen["color"] + seen["shape"]), "motion": all(seen["motion"])}
+    scores = {"kept": all(seen["color"] + seen["shape"]), "motion": all(seen["motion"])}
+    return scores, {"given": Video(video.frames[:1]), "painted": made}
 
 
-def extend(model, case: int, how: dict) -> dict:
+def extend(model, case: int, how: dict) -> Told:
     scene = scene_of(case)
     video, prompt = clip_of(scene)
     given = Video(video.frames[:GIVEN], video.fps)
@@ -84,15 +89,16 @@ def extend(model, case: int, how: dict) -> dict:
         return float(np.linalg.norm(found - true) / np.linalg.norm(true)) if found is not None else 2.0
 
     still = np.repeat(given.frames[-1:], FRAMES - GIVEN, 0)
-    return {
+    scores = {
         "velocity_error": error(made.frames),
         "velocity_error_repeat": error(np.concatenate([given.frames, still])),
         "psnr": psnr(made.frames[GIVEN:], video.frames[GIVEN:]),
         "psnr_repeat": psnr(still, video.frames[GIVEN:]),
     }
+    return scores, {"given": given, "painted": made, "truth": video}
 
 
-def backward(model, case: int, how: dict) -> dict:
+def backward(model, case: int, how: dict) -> Told:
     video, prompt = clip_of(scene_of(case))
     given = Video(video.frames[-GIVEN:], video.fps)
     seeds = range(how["seed"], how["seed"] + 4)
@@ -102,41 +108,49 @@ def backward(model, case: int, how: dict) -> dict:
     ]
     begin = [frames[: FRAMES - GIVEN].astype(np.float32) for frames in made]
     apart = [np.abs(a - b).mean() for i, a in enumerate(begin) for b in begin[:i]]
-    return {
+    scores = {
         "ending_exact": all((frames[-GIVEN:] == given.frames).all() for frames in made),
         "beginnings_differ": float(np.min(apart)),
     }
+    painted = {f"seed {seed}": Video(frames, video.fps) for seed, frames in zip(seeds, made)}
+    return scores, {"given": given, **painted}
 
 
-def loop(model, case: int, how: dict) -> dict:
+def loop(model, case: int, how: dict) -> Told:
     video, prompt = clip_of(scene_of(case))
-    made = model.loop(video, prompt, **how).frames
-    played = steps_between(np.concatenate([made, made, made]))  # three wraps
-    n, own = len(made), steps_between(video.frames)
+    made = model.loop(video, prompt, **how)
+    played = steps_between(np.concatenate([made.frames] * 3))  # three wraps
+    n, own = len(made.frames), steps_between(video.frames)
     seams = [at + k * n - 1 for k in (0, 1, 2) for at in (len(video.frames), n) if at + k * n - 1 < len(played)]
     cut = np.abs(video.frames[-1].astype(np.float32) - video.frames[0]).mean()
-    return {"seam_within": bool(played[seams].max() <= own.max()), "seam": float(played[seams].max() / own.max())} | {
-        "seam_repeat": float(cut / own.max())
+    scores = {
+        "seam_within": bool(played[seams].max() <= own.max()),
+        "seam": float(played[seams].max() / own.max()),
+        "seam_repeat": float(cut / own.max()),
     }
+    return scores, {"given": video, "painted": made}
 
 
-def connect(model, case: int, how: dict) -> dict:
+def connect(model, case: int, how: dict) -> Told:
     (a, _), (b, prompt) = (clip_of(scene_of(2 * case + i)) for i in range(2))
-    made = model.connect(a, b, prompt, **how).frames
+    video = model.connect(a, b, prompt, **how)
+    made = video.frames
     exact = (made[:FRAMES] == a.frames).all() and (made[-FRAMES:] == b.frames).all()
     own = max(steps_between(a.frames).max(), steps_between(b.frames).max())
     jump = steps_between(made[FRAMES - 1 : len(made) - FRAMES + 1]).max()
     cut = np.abs(a.frames[-1].astype(np.float32) - b.frames[0]).mean()
-    return {"ends_exact": bool(exact), "smooth": bool(jump <= 2 * own), "jump": jump / own, "jump_cut": cut / own}
+    scores = {"ends_exact": bool(exact), "smooth": bool(jump <= 2 * own), "jump": jump / own, "jump_cut": cut / own}
+    return scores, {"a": a, "b": b, "painted": video}
 
 
-def fill(model, case: int, how: dict) -> dict:
+def fill(model, case: int, how: dict) -> Told:
     scene = scene_of(case)
     video, prompt = clip_of(scene)
     first, last = 5, 12
     holes = video.frames.copy()
     holes[first : last + 1] = 0
-    made = model.fill(Video(holes, video.fps), prompt, missing=[(first, last)], **how).frames
+    given = Video(holes, video.fps)
+    made = model.fill(given, prompt, missing=[(first, last)], **how).frames
     count = last + 1 - first
     rivals = {
         "repeat": np.repeat(video.frames[first - 1 : first], count, 0),
@@ -149,14 +163,11 @@ def fill(model, case: int, how: dict) -> dict:
     faded[first : last + 1] = rivals["crossfade"]
     blurred = agrees(oracle(faded), scene)
     right = lambda said: all(said["color"] + said["shape"] + said["motion"] + [said["count"]])
-    return {
-        "psnr": psnr(made[first : last + 1], truth),
-        "right": right(seen),
-        "right_crossfade": right(blurred),
-    } | scores
+    scores |= {"psnr": psnr(made[first : last + 1], truth), "right": right(seen), "right_crossfade": right(blurred)}
+    return scores, {"given": given, "painted": Video(made, video.fps), "truth": video}
 
 
-def inpaint(model, case: int, how: dict) -> dict:
+def inpaint(model, case: int, how: dict) -> Told:
     scene = scene_of(case)
     video, prompt = clip_of(scene)
     x, y = (int(n) for n in worlds.positions(scene)[0, FRAMES // 2])
@@ -165,14 +176,16 @@ def inpaint(model, case: int, how: dict) -> dict:
     hole[:, top : top + 24, left : left + 24] = True
     mask = Video(np.repeat(hole[..., None] * np.uint8(255), 3, -1))
     holes = np.where(hole[..., None], np.uint8(0), video.frames)
-    made = model.fill(Video(holes, video.fps), prompt, mask=mask, **how).frames
+    given = Video(holes, video.fps)
+    made = model.fill(given, prompt, mask=mask, **how).frames
     inside = np.broadcast_to(hole, video.frames.shape[:3])
     near = prompting.guessed(video.frames, inside)
     score = lambda frames: psnr(frames[inside][None], video.frames[inside][None])
-    return {"psnr": score(made), "psnr_nearest": score(near)}
+    scores = {"psnr": score(made), "psnr_nearest": score(near)}
+    return scores, {"given": given, "painted": Video(made, video.fps), "truth": video}
 
 
-def edit(model, case: int, how: dict) -> dict:
+def edit(model, case: int, how: dict) -> Told:
     scene = scene_of(case, texture="solid")
     video, prompt = clip_of(scene)
     old = scene.things[0].color
@@ -181,20 +194,22 @@ def edit(model, case: int, how: dict) -> dict:
     seen = main_object(made, new)
     there = seen is not None and len(seen.frames) > FRAMES // 2
     away = np.linalg.norm(seen.path - worlds.positions(scene)[0, seen.frames], axis=-1).mean() if there else np.inf
-    return {"new_color": there, "layout_kept": bool(away <= 0.15 * 64)}
+    scores = {"new_color": there, "layout_kept": bool(away <= 0.15 * 64)}
+    return scores, {"given": video, "painted": Video(made, video.fps)}
 
 
-def storyboard(model, case: int, how: dict) -> dict:
+def storyboard(model, case: int, how: dict) -> Told:
     scene = scene_of(case, texture="solid")
     thing, way = scene.things[0], WAYS[(case + 1 + case // 4 % 3) % 4]
     name = f"a {thing.color} {thing.shape}"
     shots = [(2.125, f"{name} moves {thing.motion}"), (2.0, f"{name} moves {way}")]
-    made = model.storyboard(shots, size=SIZE, **how).frames
-    halves = [main_object(part, thing.color) for part in (made[:FRAMES], made[FRAMES:])]
-    return {
+    video = model.storyboard(shots, size=SIZE, **how)
+    halves = [main_object(part, thing.color) for part in (video.frames[:FRAMES], video.frames[FRAMES:])]
+    scores = {
         "same_object": all(seen is not None and seen.shape == thing.shape for seen in halves),
         "second_moves": halves[1] is not None and halves[1].motion == way,
     }
+    return scores, {"painted": video}
 
 
 TASKS = {f.__name__: f for f in (animate, extend, backward, loop, connect, fill, inpaint, edit, storyboard)}
@@ -219,13 +234,24 @@ def drift(model, how: dict, cases: int = 4, seconds: float = 60.0, piece: float 
 # ------------------------------------------------------------------------------------------------ all of it
 
 
-def evaluate(model="tiny", *, cases: int = 50, tasks=tuple(TASKS), seed: int = 0, steps=None, minute=False) -> dict:
+def evaluate(
+    model="tiny",
+    *,
+    cases: int = 50,
+    tasks=tuple(TASKS),
+    seed: int = 0,
+    steps: int | None = None,
+    minute: bool = False,
+    out: str | None = None,
+) -> dict:
     """Every task on so many held-out cases; prints a table and a JSON line, and returns what it holds.
 
-    `minute`: the drift of a one-minute clip as well. Raises InputError as `load` does.
+    `minute`: the drift of a one-minute clip as well; `out`: a folder for the result and its page (`results.write`).
+    Raises InputError as `load` does.
     """
     from tqdm import tqdm
 
+    called, seen = str(model), []
     if not hasattr(model, "generate"):
         from sora_jax.model import load
 
@@ -236,7 +262,9 @@ def evaluate(model="tiny", *, cases: int = 50, tasks=tuple(TASKS), seed: int = 0
         for name in tasks:
             rows = []
             for case in range(cases):
-                rows.append(TASKS[name](model, case, how | {"seed": seed + 1000 * case}))
+                scores, clips = TASKS[name](model, case, how | {"seed": seed + 1000 * case})
+                rows.append(scores)
+                seen.append(Case(name, str(case), finite(scores), worlds.captions(scene_of(case))[0], clips))
                 bar.update()
             result[name] = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
             print(f"{name:12}" + "  ".join(f"{key} {value:g}" for key, value in result[name].items()))
@@ -244,5 +272,7 @@ def evaluate(model="tiny", *, cases: int = 50, tasks=tuple(TASKS), seed: int = 0
         result["drift"] = drift(model, how)
         for row in result["drift"]:
             print(f"{row['from']:4.0f} s  color {row['color']:.2f}  shape {row['shape']:.2f}")
+    if out:
+        print(results.write(out, "prompting", called, result, seen), file=sys.stderr)
     print(json.dumps(result | {"cases": cases}))
     return result

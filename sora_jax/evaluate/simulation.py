@@ -19,6 +19,8 @@ from jaxtyping import UInt8
 
 from sora_jax.data import worlds
 from sora_jax.data.oracle import Object, oracle
+from sora_jax.evaluate import results
+from sora_jax.evaluate.results import Case, finite
 from sora_jax.media import Video
 
 FIRST = worlds.HELD_OUT + 2 * 10**6  # away from the seeds of the other evaluations
@@ -136,13 +138,16 @@ def evaluate(
     seconds: float = 4.0,
     seed: int = 0,
     steps: int | None = None,
+    out: str | None = None,
 ) -> dict:
     """Every probe on so many held-out scenes; prints a table and a JSON line, and returns what the line holds.
 
-    seconds: the length of the clips of `coherence` (60 paints them in windows). Raises InputError as `load` does.
+    seconds: the length of the clips of `coherence` (60 paints them in windows); out: a folder for the result and its
+    page (`results.write`). Raises InputError as `load` does.
     """
     from tqdm import tqdm
 
+    called, seen = str(model), []
     if not hasattr(model, "generate"):
         from sora_jax.model import load
 
@@ -161,9 +166,13 @@ def evaluate(
                 still = np.concatenate([truth[:n], np.repeat(truth[n - 1 : n], length - n, 0)])
                 for kind, frames in (("model", made), ("ceiling", passed), ("repeat", still)):
                     rows[kind].append(PROBES[name](frames, scene))
+                clips = {"painted": Video(made, scene.fps), "truth": Video(truth, scene.fps)}
+                seen.append(Case(name, str(scene.seed), finite(rows["model"][-1]), prompt, clips))
                 bar.update()
             result[name] = {kind: mean(found) for kind, found in rows.items()}
             print(table(name, result[name]))
+    if out:
+        print(results.write(out, "simulation", called, result, seen), file=sys.stderr)
     print(json.dumps(result | {"cases": cases, "seconds": seconds}))
     return result
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from sora_jax.data import worlds
 from sora_jax.errors import InputError
-from sora_jax.evaluate import metrics
+from sora_jax.evaluate import metrics, results
+from sora_jax.evaluate.results import Case, finite
 from sora_jax.media import Video, probe, read
 from sora_jax.model import load
 
@@ -28,11 +29,20 @@ FEWEST = 8  # clips below which an FVD says nothing
 AT_ONCE = 4  # frames that LPIPS looks at together: its features of large frames are many
 
 
-def evaluate(source: str, model: str = "tiny", *, clips: int = 64, frames: int = 33, quiet: bool = False) -> dict:
+def evaluate(
+    source: str,
+    model: str = "tiny",
+    *,
+    clips: int = 64,
+    frames: int = 33,
+    quiet: bool = False,
+    out: str | None = None,
+) -> dict:
     """Scores a model's VAE on pieces of `source`, `world` (held-out scenes) or a folder of videos and images; prints a
     table and a JSON line, and returns what the line holds.
 
-    A folder's videos are cut into pieces of `frames`, of which `clips` are taken in turns from all of them.
+    A folder's videos are cut into pieces of `frames`, of which `clips` are taken in turns from all of them; `out`: a
+    folder for the result and its page (`results.write`).
     Raises InputError: no such model or folder, nothing to see in it, no scikit-image.
     """
     from tqdm import tqdm
@@ -41,7 +51,7 @@ def evaluate(source: str, model: str = "tiny", *, clips: int = 64, frames: int =
         import skimage  # noqa: F401  (metrics.ssim)
     except ImportError:
         raise InputError('SSIM is scikit-image\'s: pip install "sora_jax[evaluate]"') from None
-    model = load(model)
+    called, model, cases = model, load(model), []
     distance, features = metrics.lpips(), metrics.i3d()
     distance = jax.jit(distance) if distance else None
     pieces = scenes(clips, frames) if source == "world" else pieces_of(Path(source), clips, frames)
@@ -53,6 +63,10 @@ def evaluate(source: str, model: str = "tiny", *, clips: int = 64, frames: int =
         lines.append(
             {"name": name, "size": f"{video.width}x{video.height}", "frames": len(true)} | compare(true, made, distance)
         )
+        if out:
+            pair = {"given": Video(true, video.fps), "decoded": Video(made, video.fps)}
+            scores = finite({score: lines[-1][score] for score in SCORES})
+            cases.append(Case("", f"{name} {len(lines)}", scores, clips=pair))
         if features and len(true) >= metrics.FVD_FRAMES:
             for kept, clip in zip(seen, (true, made)):
                 kept.append(features(clip))
@@ -61,6 +75,8 @@ def evaluate(source: str, model: str = "tiny", *, clips: int = 64, frames: int =
     result = {**mean(lines), "clips": len(lines), "by": grouped(lines), "fvd": None, "fvd_clips": len(seen[0])}
     if len(seen[0]) >= FEWEST:
         result["fvd"] = round(metrics.frechet(*map(np.stack, seen)), 3)
+    if out:
+        print(results.write(out, "vae", called, result, cases), file=sys.stderr)
     if not quiet:
         print(table(result))
     print(json.dumps(result))

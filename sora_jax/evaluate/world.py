@@ -27,7 +27,9 @@ from jaxtyping import UInt8
 from sora_jax.data import worlds
 from sora_jax.data.motions import STRAIGHT
 from sora_jax.data.oracle import agrees, oracle
+from sora_jax.evaluate import results
 from sora_jax.evaluate.metrics import psnr
+from sora_jax.evaluate.results import Case
 from sora_jax.media import Video
 
 SCORES = ("color", "shape", "motion", "direction", "count", "camera", "two_objects", "two_moving")
@@ -72,15 +74,18 @@ def evaluate(
     steps: int | None = None,
     guidance: float | None = None,
     quiet: bool = False,
+    out: str | None = None,
 ) -> dict:
     """Scores a model (or the folder or name of one) on `seeds` scenes from `first` on; prints a table and a JSON line.
 
-    `batch` prompts are painted together; `seed`, `steps`, `guidance` as in `Model.generate`; `quiet`: no table.
+    `batch` prompts are painted together; `seed`, `steps`, `guidance` as in `Model.generate`; `quiet`: no table; `out`:
+    a folder for the result and its page, with the clips and the truth beside them (`results.write`).
     Returns what the JSON line holds: the scores of the model, `vae_psnr`, `ceiling` and `truth` (the scores of the
     clips after the VAE and as rendered), and `by`: model and ceiling by size, frames, motion and caption.
     """
     from tqdm import tqdm
 
+    name = str(model)
     if isinstance(model, str) or not hasattr(model, "generate"):
         from sora_jax.model import load
 
@@ -113,6 +118,15 @@ def evaluate(
         "seeds": seeds,
         "first_seed": first,
     }
+    if out:
+        clips = [
+            {"painted": Video(made, scene.fps), "truth": Video(frames, scene.fps)}
+            for made, frames, scene in zip(painted, truth, scenes, strict=True)
+        ]
+        cases = [
+            Case("", str(s.seed), verdict, text, pair) for s, verdict, text, pair in zip(scenes, told, texts, clips)
+        ]
+        print(results.write(out, "world", name, result, cases), file=sys.stderr)
     if not quiet:
         print(table(result))
     print(json.dumps(result))
