@@ -170,7 +170,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     elif variant in published.MODELS:
         wan(c, published.MODELS[variant])
     elif variant != "tiny":
-        known = ", ".join(("tiny", "speedrun", "smoke", *published.MODELS))
+        known = ", ".join(("tiny", "images", "speedrun", "smoke", *published.MODELS))
         raise ValueError(f"configs/dit.py has no variant {variant!r}; choose one of {known}")
     for option in options:
         name, _, value = option.partition("=")

@@ -61,6 +61,13 @@ def vbench(args) -> None:
     print(json.dumps(vbench.export(args.prompts, args.out, args.model, steps=args.steps, seed=args.seed, **how)))
 
 
+def scaling(args) -> None:
+    """Set the trainings of a sweep of sizes against their compute: a power law, the oracle's scores, pictures."""
+    from sora_jax.evaluate import scaling
+
+    scaling.evaluate(args.sweep, seeds=args.seeds, steps=args.steps, picture=args.picture, expected=args.expected)
+
+
 def compare(args) -> None:
     """Set two evaluations side by side: every score's difference, with the interval that 95 % of draws lie in."""
     from sora_jax.evaluate import results
@@ -134,6 +141,12 @@ def add(verbs, verb: Callable) -> None:
     p.add_argument("--size", type=flags.size, default=(64, 64), metavar="WxH", help="default 64x64")
     p.add_argument("--frames", type=int, default=17, metavar="N", help="default 17")
     p.add_argument("--seed", type=int, default=0, metavar="K", help="of the first sample (default 0)")
+
+    p = parser("scaling", scaling, "quality against compute, over a sweep of sizes", steps)
+    p.add_argument("sweep", metavar="DIR", help="the --out of launch/sweep.py")
+    p.add_argument("--seeds", type=int, default=60, metavar="N", help="held-out images to judge (default 60; 0: none)")
+    p.add_argument("--picture", metavar="FILE.png", help="draw the law there, and samples beside it")
+    p.add_argument("--expected", type=float, metavar="FLOP", help="predict a training of that compute, yet to be run")
 
     p = parser("compare", compare, "two evaluations of one kind, side by side", line)
     p.add_argument("a", metavar="A", help="a folder that --out made")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.evaluate import report
+from sora_jax.evaluate import report, scaling
 
 ROOT = Path(__file__).parent.parent
 SWEEP = """
@@ -110,3 +110,36 @@ def test_a_report_of_nothing_is_refused(tmp_path):
         report.write(tmp_path)
     with pytest.raises(InputError, match="no metrics yet"):
         report.write(run_of(tmp_path / "run", []))
+
+
+def trainings(folder: Path, losses: dict[str, tuple[float, float]]) -> Path:
+    """A sweep's folder with trainings of these computes and losses, of ten steps each."""
+    for name, (compute, loss) in losses.items():
+        (folder / name).mkdir(parents=True)
+        (folder / f"{name}.json").write_text(json.dumps({"step": 10, "loss": loss}))
+        lines = [{"step": 5, "flops_per_second": compute / 20, "seconds_per_step": 2.0, "eval/loss": 9.0}]
+        lines.append(lines[0] | {"step": 10, "eval/loss": loss})
+        (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_law_of_sizes_predicts_the_largest(tmp_path, capsys):
+    loss = lambda compute: 40 * compute**-0.12
+    sizes = {f"w{n}": (n * 1e12, loss(n * 1e12)) for n in (1, 2, 4, 8, 16)}
+    told = scaling.evaluate(trainings(tmp_path / "law", sizes), seeds=0, picture=None)
+    assert told["b"] == pytest.approx(0.12) and told["predicted"]["loss"] == pytest.approx(loss(16e12))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == told
+    assert "w16: predicted" in scaling.table(told)
+    ahead = scaling.evaluate(tmp_path / "law", seeds=0, expected=64e12)  # which nobody has run yet
+    assert ahead["expected"]["loss"] == pytest.approx(loss(64e12)) and len(ahead["fitted"]) == 5
+    with pytest.raises(InputError, match="not beyond"):
+        scaling.evaluate(tmp_path / "law", seeds=0, expected=1e12)
+    bent = sizes | {"w16": (16e12, 0.5)}  # one that is better than the law does not bend it
+    told = scaling.evaluate(trainings(tmp_path / "bent", bent), seeds=0)
+    assert told["b"] == pytest.approx(0.12) and told["predicted"]["measured"] == 0.5
+    rows = scaling.members(tmp_path / "law")
+    assert [row["name"] for row in scaling.at_times(rows)] == ["w1", "w4", "w16"]
+    scaling.draw(rows, told, tmp_path / "law.png")
+    assert (tmp_path / "law.png").stat().st_size > 5000
+    with pytest.raises(InputError, match="3 make a law"):
+        scaling.members(trainings(tmp_path / "two", dict(list(sizes.items())[:2])))
