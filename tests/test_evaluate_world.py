@@ -74,3 +74,25 @@ def test_prompts_are_the_captions_of_training(scenes):
     assert all(text in worlds.captions(scene) for text, scene in zip(texts, scenes))
     assert all(worlds.held_out(scene.seed) for scene in scenes) and len(set(texts)) == len(texts)
     assert np.mean([len(text.split()) for text in texts[::2]]) < np.mean([len(text.split()) for text in texts[1::2]])
+
+
+def test_a_mirrored_clip_has_left_and_right_wrong_and_above_and_below_right():
+    scenes = [worlds.sample(FIRST + i) for i in range(80)]
+    asked = [(s, text) for s, text in zip(scenes, world.prompts(scenes)) if world.RELATION.search(text)]
+    assert len(asked) > 10
+    for scene, text in asked[:16]:
+        frames = worlds.render(scene)
+        assert world.judge(frames, scene, text)["relation"] == [True], text
+        upright = world.beside(scene.things) in ("above", "below")
+        assert world.judge(frames[:, :, ::-1], scene, text)["relation"] == [upright], text
+    alone = next(scene for scene in scenes if len(scene.things) == 1)
+    assert world.judge(worlds.render(alone), alone, "a red circle starts on the left and moves right")["relation"] == []
+
+
+def test_what_the_edge_cuts_is_not_in_view():
+    for seed in range(FIRST, FIRST + 8):
+        scene = worlds.sample(seed, count=1, frames=1, size=(64, 64), texture="solid", scale="large")
+        frames = worlds.render(scene)
+        assert world.judge(frames, scene, "")["framing"] == [True]
+        middle = int(worlds.positions(scene)[0, 0, 0])
+        assert world.judge(frames[:, :, middle - 4 :], scene, "")["framing"] == [False]

@@ -27,7 +27,8 @@ NAMES = tuple(COLORS)
 
 @dataclass
 class Object:
-    """One object seen: `path` [n 2] its centres (pixels) in `frames` [n], `area` [n] its pixels there."""
+    """One object seen: `path` [n 2] its centres (pixels) in `frames` [n], `area` [n] its pixels there, `cut` [n]
+    whether the edge of the frame cuts it."""
 
     color: str
     shape: str
@@ -36,6 +37,7 @@ class Object:
     frames: Int[np.ndarray, "n"] = field(repr=False)
     path: Float[np.ndarray, "n 2"] = field(repr=False)
     area: Float[np.ndarray, "n"] = field(repr=False)
+    cut: Bool[np.ndarray, "n"] = field(repr=False)
 
 
 @dataclass
@@ -61,8 +63,8 @@ def oracle(frames: UInt8[np.ndarray, "f h w 3"]) -> Seen:
         shape = read_shape(video, track)
         path = np.array([blob.center for blob in track])
         area = np.array([float(len(blob.pixels)) for blob in track])
-        at = np.array([blob.frame for blob in track])
-        seen = Object(track[0].color, shape, "still", "", at, path, area)
+        at, cut = np.array([blob.frame for blob in track]), np.array([blob.edge for blob in track])
+        seen = Object(track[0].color, shape, "still", "", at, path, area, cut)
         seen.motion, seen.way = read_motion(video, track, seen)
         objects.append(seen)
     camera = read_camera(video, blobs, objects)
@@ -81,7 +83,8 @@ def oracle(frames: UInt8[np.ndarray, "f h w 3"]) -> Seen:
 class Blob:
     """Connected pixels [n 2] (row, column) of one colour in one frame.
 
-    `strength`: its clearest pixels' saturation, of the colour's own; `alone`: touches no other and no edge.
+    `strength`: its clearest pixels' saturation, of the colour's own; `edge`: touches one of the frame's; `alone`: no
+    edge and no other blob.
     """
 
     frame: int
@@ -89,6 +92,7 @@ class Blob:
     center: tuple[float, float]
     pixels: np.ndarray
     strength: float
+    edge: bool
     alone: bool
 
 
@@ -153,7 +157,8 @@ def find(video: Float[np.ndarray, "f h w 3"]) -> list[Blob]:
             center = (cols[own].mean() + 0.5, rows[own].mean() + 0.5)
             pixels, strength = np.stack([rows, cols], 1)[own], np.percentile(weight[own], 90) / OWN[c]
             if strength > FAINT:
-                blobs.append(Blob(int(frame[0]), NAMES[c], center, pixels, strength, len(several) < 2 and not edge))
+                alone = len(several) < 2 and not edge
+                blobs.append(Blob(int(frame[0]), NAMES[c], center, pixels, strength, bool(edge), alone))
     return blobs
 
 

@@ -122,8 +122,10 @@ def paint(row: dict, seeds: int, steps: int | None) -> dict:
     scores = {}
     if seeds:
         scenes = [worlds.sample(worlds.HELD_OUT + i, frames=1) for i in range(seeds)]
-        clips = world.paint(model, scenes, world.prompts(scenes), 16, 0, steps, None)
-        judged = world.score([world.judge(clip, scene) for clip, scene in zip(clips, scenes, strict=True)])
+        prompts = world.prompts(scenes)
+        judged = world.score(
+            list(map(world.judge, world.paint(model, scenes, prompts, 16, 0, steps, None), scenes, prompts))
+        )
         scores = {name: judged[name] for name in SCORES}
     clips = model.generate(list(PROMPTS), size=SIZE, frames=1, seed=SEED, steps=steps)
     return {"scores": scores, "clips": clips}

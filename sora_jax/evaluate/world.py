@@ -10,6 +10,8 @@ The scores, each from 0 to 1:
     direction    the same for those told to go left, right, up or down
     count        clips with as many objects as told
     camera       videos whose camera does as told, or stays still when not told
+    relation     clips told that an object is left or right of, above or below another, that begin so
+    framing      objects whose colour is there that are wholly in view, in nine frames of ten
     two_objects  two-object prompts with both colours and both shapes right, each with its own
     two_moving   and both motions
 
@@ -18,6 +20,7 @@ painter behind it, and `vae_psnr`, the mean over those clips in dB.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 
@@ -26,21 +29,30 @@ from jaxtyping import UInt8
 
 from sora_jax.data import worlds
 from sora_jax.data.motions import STRAIGHT
-from sora_jax.data.oracle import agrees, oracle
+from sora_jax.data.oracle import Object, agrees, oracle
 from sora_jax.evaluate import results
 from sora_jax.evaluate.metrics import psnr
 from sora_jax.evaluate.results import Case
 from sora_jax.media import Video
 
-SCORES = ("color", "shape", "motion", "direction", "count", "camera", "two_objects", "two_moving")
+SCORES = (
+    "color", "shape", "motion", "direction", "count", "camera", "relation", "framing", "two_objects", "two_moving"
+)  # fmt: skip
+RELATION = re.compile(
+    r"\b(to its (left|right)|(above|below) (it|an?)|(left|right) of|on the left and an?)\b", re.IGNORECASE
+)
+CUT = 0.1  # share of its frames in which an object may touch the edge and still count as wholly in view
 
 
-def judge(frames: UInt8[np.ndarray, "f h w 3"], scene: worlds.Scene) -> dict[str, list[bool]]:
-    """What of the scene a clip shows: for every score its yes and no, an empty list where the scene does not ask."""
-    seen = agrees(oracle(frames), scene)
+def judge(frames: UInt8[np.ndarray, "f h w 3"], scene: worlds.Scene, prompt: str) -> dict[str, list[bool]]:
+    """What of the scene a clip shows: for every score its yes and no, an empty list where the prompt does not ask."""
+    looked = oracle(frames)
+    seen = agrees(looked, scene)
     video, both = scene.frames > 1, len(scene.things) == 2
     motion = seen["motion"] if video else []
     right = all(seen["color"] + seen["shape"])
+    there = [next((o for o in looked.objects if o.color == thing.color), None) for thing in scene.things]
+    related = RELATION.search(prompt) and beside(there) == beside(scene.things)
     return {
         "color": seen["color"],
         "shape": seen["shape"],
@@ -48,9 +60,20 @@ def judge(frames: UInt8[np.ndarray, "f h w 3"], scene: worlds.Scene) -> dict[str
         "direction": [ok for ok, thing in zip(motion, scene.things) if thing.motion in STRAIGHT],
         "count": [seen["count"]],
         "camera": [seen["camera"]] if video else [],
+        "relation": [bool(related)] if RELATION.search(prompt) else [],
+        "framing": [float(np.mean(o.cut)) <= CUT for o in there if o is not None],
         "two_objects": [right] if both else [],
         "two_moving": [right and all(motion)] if both and video else [],
     }
+
+
+def beside(things: list) -> str:
+    """Where the second of the oracle's objects, or of a scene's things, begins as seen from the first."""
+    if None in things[:2]:
+        return "nowhere"
+    first, second = (thing.path[0] if isinstance(thing, Object) else thing.track[0] for thing in things[:2])
+    dx, dy = np.subtract(second[:2], first[:2])
+    return ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("below" if dy > 0 else "above")
 
 
 def score(verdicts: list[dict[str, list[bool]]]) -> dict[str, float | None]:
@@ -100,8 +123,7 @@ def evaluate(
             bar.update()
         painted = paint(model, scenes, texts, batch, seed, steps, guidance, bar.update)
 
-    told = [judge(frames, scene) for frames, scene in zip(painted, scenes, strict=True)]
-    ceiling = [judge(frames, scene) for frames, scene in zip(passed, scenes, strict=True)]
+    told, ceiling, rendered = (list(map(judge, clips, scenes, texts)) for clips in (painted, passed, truth))
     by: dict[str, dict] = {}
     for kind, name, members in groups(scenes):
         by.setdefault(kind, {})[name] = {
@@ -113,7 +135,7 @@ def evaluate(
         **score(told),
         "vae_psnr": round(float(np.mean([psnr(a, b) for a, b in zip(truth, passed, strict=True)])), 3),
         "ceiling": score(ceiling),
-        "truth": score([judge(frames, scene) for frames, scene in zip(truth, scenes, strict=True)]),
+        "truth": score(rendered),
         "by": by,
         "seeds": seeds,
         "first_seed": first,
