@@ -33,7 +33,7 @@ def data_latents(args) -> None:
     from sora_jax.data import dataset
 
     options = dict(max_pixels=args.max_pixels, max_frames=args.max_frames, fps=args.fps, clips=args.clips)
-    options |= dict(seed=args.seed, runner=args.runner, beam=args.beam)
+    options |= dict(seed=args.seed, square=args.square, runner=args.runner, beam=args.beam)
     made(dataset.latents(args.dataset, args.model, args.out, **options))
 
 
@@ -97,6 +97,7 @@ def add(verbs, verb: Callable) -> None:
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--max-pixels", type=int, metavar="N", help="shrink clips of more pixels a frame")
     p.add_argument("--max-frames", type=int, metavar="N", help="keep only the beginning of longer clips")
+    p.add_argument("--square", action="store_true", help="keep the square in the middle, to compare with")
     p.add_argument("--fps", type=float, help="resample clips of another rate")
     p.add_argument("--clips", type=int, metavar="N", help="only so many; the world has no end and needs it")
     p.add_argument("--seed", type=int, default=0, metavar="K", help="first scene of the world (default 0)")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sora_jax import media
-from sora_jax.data import captions, dataset, sources, worlds
+from sora_jax.data import captions, dataset, fitting, sources, worlds
 from sora_jax.errors import InputError
 
 pytest.importorskip("tensorflow_datasets")
@@ -373,12 +373,15 @@ def test_latents_keep_native_sizes(small_clips, model, tmp_path):
 
 def test_only_larger_frames_shrink():
     video = moving(7, 50, 90)
-    same = dataset.fit(video, (4, 8, 8), 50 * 90)
+    same = fitting.fit(video, (4, 8, 8), 50 * 90)
     np.testing.assert_array_equal(same.frames, video.frames[:5, 1:49, 1:89])
-    less = dataset.fit(video, (4, 8, 8), 1000)
+    less = fitting.fit(video, (4, 8, 8), 1000)
     assert less.frames.shape == (5, 16, 40, 3) and less.height * less.width <= 1000
+    wide = fitting.middle(video)
+    np.testing.assert_array_equal(wide.frames, video.frames[:, :, 20:70])
+    assert fitting.middle(wide).frames.shape == wide.frames.shape
     with pytest.raises(InputError, match="6x3 is smaller than one cell"):
-        dataset.fit(video, (4, 8, 8), 24)
+        fitting.fit(video, (4, 8, 8), 24)
 
 
 def test_latents_of_the_world(model, tmp_path):

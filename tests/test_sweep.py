@@ -143,3 +143,9 @@ def test_a_law_of_sizes_predicts_the_largest(tmp_path, capsys):
     assert (tmp_path / "law.png").stat().st_size > 5000
     with pytest.raises(InputError, match="3 make a law"):
         scaling.members(trainings(tmp_path / "two", dict(list(sizes.items())[:2])))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/sweeps").glob("*.py")), ids=lambda path: path.stem)
+def test_every_sweep_has_settings_that_its_config_knows(path):
+    told = sweep(path, "--out", "nowhere", "--dry-run")
+    assert told.returncode == 0 and len(told.stdout.splitlines()) >= 2, told.stderr

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from sora_jax import media
 from sora_jax.data import captions as beside
 from sora_jax.data import shards, sources, worlds
+from sora_jax.data.fitting import fit, middle
 from sora_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def build(
     else:
         items, examples, made_from = sources.folder(src, captions, fps)
     parts = [items[part.start : part.stop] for part in shards.split(len(items), shard_size)]
-    return shards.write(out, "clips", _clip_features(), parts, examples, made_from, runner, beam)
+    return shards.write(out, "clips", clip_features(), parts, examples, made_from, runner, beam)
 
 
 def latents(
@@ -76,6 +76,7 @@ def latents(
     fps: float | None = None,
     clips: int | None = None,
     seed: int = 0,
+    square: bool = False,
     shard_size: int | None = None,
     runner: str = "DirectRunner",
     beam: Sequence[str] = (),
@@ -83,7 +84,8 @@ def latents(
     """The clips of a dataset that `build` made, or of the embedded "world", through the VAE of `model` into `out`.
 
     A clip keeps its native size: it is cropped by less than one cell of the VAE's grid (about the centre, and at its
-    end). Only `max_pixels` (width * height) shrinks larger ones; `fps` resamples, `max_frames` keeps the beginning.
+    end). Only `max_pixels` (width * height) shrinks larger ones; `fps` resamples, `max_frames` keeps the beginning;
+    `square` keeps the square in the middle alone, as models that know one size are trained: to compare with.
     clips, seed: how many to take; of the world, the scenes of seed, seed + 1, ...
     Features: z (float16 [f h w c]), caption_short, caption_long, caption_original (the one the clip came with), name;
     width, height, frames, fps of what was encoded.
@@ -107,8 +109,9 @@ def latents(
         made_from = {"source": str(held.path), "content": content}
     made_from |= {"clips": clips, "model": _fingerprint(vae)}
     made_from |= {"max_pixels": max_pixels, "max_frames": max_frames, "fps": fps}
+    made_from |= {"square": True} if square else {}
     parts = [range(start + part.start, start + part.stop) for part in shards.split(clips, shard_size)]
-    examples = functools.partial(_encoded, load, where, max_pixels)
+    examples = functools.partial(_encoded, load, where, max_pixels, square)
     return shards.write(out, "latents", _latent_features(vae.vae.channels), parts, examples, made_from, runner, beam)
 
 
@@ -147,7 +150,7 @@ def captions_of(src, clips: int = 20_000, seed: int = 0) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------ records
 
 
-def _clip_features():
+def clip_features():
     from tensorflow_datasets import features as f
 
     texts = dict.fromkeys(("caption", "captions", "name"), f.Text())
@@ -257,14 +260,16 @@ def _from_clips(
     return media.decode(row["media"], fps, max_frames, name=row["name"]), row["captions"], row["caption"], row["name"]
 
 
-def _encoded(load: Callable, where: str, max_pixels: int | None, part: range, skipped: list) -> Iterator[dict]:
+def _encoded(
+    load: Callable, where: str, max_pixels: int | None, square: bool, part: range, skipped: list
+) -> Iterator[dict]:
     """The records of some clips, encoded one by one: a size compiles once, and any length is a stream of it."""
     model = _model(where)
     for index, loaded in _ahead(load, part):
         name = f"clip {index}"
         try:
             video, said, original, name = loaded.result()
-            video = fit(video, model.grid, max_pixels)
+            video = fit(middle(video) if square else video, model.grid, max_pixels)
             z = model.encode(video).astype(np.float16)
             if not np.isfinite(z).all():
                 raise InputError(f"{name}: its latents do not fit float16; is the VAE trained?")
@@ -293,23 +298,3 @@ def _ahead(load: Callable, items: Iterable) -> Iterator[tuple[object, Future]]:
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
-
-
-def fit(video: media.Video, grid: tuple[int, int, int], max_pixels: int | None = None) -> media.Video:
-    """The video shrunk to `max_pixels` a frame if it has more (aspect kept), and cropped to the VAE's grid.
-
-    1 + k * time frames from the start; height and width about the centre. Raises InputError below one cell.
-    """
-    frames, (time, *cell) = video.frames, grid
-    f, h, w = frames.shape[:3]
-    if max_pixels and h * w > max_pixels:
-        scale = (max_pixels / (h * w)) ** 0.5
-        size = max(1, int(w * scale)), max(1, int(h * scale))
-        frames = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.LANCZOS)) for x in frames])
-        w, h = size
-    sides = h - h % cell[0], w - w % cell[1]
-    if not all(sides):
-        raise InputError(f"a clip of {w}x{h} is smaller than one cell of the VAE's grid ({cell[1]}x{cell[0]})")
-    top, left = (h - sides[0]) // 2, (w - sides[1]) // 2
-    frames = frames[: f - (f - 1) % time, top : top + sides[0], left : left + sides[1]]
-    return media.Video(np.ascontiguousarray(frames), video.fps)

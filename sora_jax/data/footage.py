@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from sora_jax import media
 from sora_jax.data import dataset, worlds
+from sora_jax.data.fitting import fit
 from sora_jax.errors import InputError
 
 MARK = ": "  # between what is asked for and the caption: "long: a red circle moves right"
@@ -26,7 +27,7 @@ def thinned(frames: UInt8[np.ndarray, "f h w 3"], most: int) -> UInt8[np.ndarray
 
 def seen(video: media.Video, most: int, max_pixels: int) -> Float[np.ndarray, "f h w 3"]:
     """What a captioner sees of a clip: `most` frames of at most `max_pixels` pixels (0: of any), in [-1, 1]."""
-    video = dataset.fit(media.Video(thinned(video.frames, most), video.fps), (1, 1, 1), max_pixels or None)
+    video = fit(media.Video(thinned(video.frames, most), video.fps), (1, 1, 1), max_pixels or None)
     return video.frames.astype(np.float32) / 127.5 - 1.0
 
 

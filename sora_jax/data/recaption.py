@@ -95,7 +95,7 @@ def recaption(
     parts = shards.split(len(held), None)
     made_from = {"source": str(held.path), "content": content, "captioner": captioner, "captions": digest}
     examples = partial(retold, held, told)
-    report = shards.write(out, "clips", dataset._clip_features(), parts, examples, made_from)
+    report = shards.write(out, "clips", dataset.clip_features(), parts, examples, made_from)
     return report | facts
 
 

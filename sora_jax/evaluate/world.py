@@ -92,6 +92,7 @@ def evaluate(
     *,
     seeds: int = 200,
     first: int = worlds.HELD_OUT,
+    frames: int | None = None,
     batch: int = 16,
     seed: int = 0,
     steps: int | None = None,
@@ -101,8 +102,9 @@ def evaluate(
 ) -> dict:
     """Scores a model (or the folder or name of one) on `seeds` scenes from `first` on; prints a table and a JSON line.
 
-    `batch` prompts are painted together; `seed`, `steps`, `guidance` as in `Model.generate`; `quiet`: no table; `out`:
-    a folder for the result and its page, with the clips and the truth beside them (`results.write`).
+    `frames`: of every scene (1: images), else each its own; `batch` prompts are painted together; `seed`, `steps`,
+    `guidance` as in `Model.generate`; `quiet`: no table; `out`: a folder for the result and its page, with the clips
+    and the truth beside them (`results.write`).
     Returns what the JSON line holds: the scores of the model, `vae_psnr`, `ceiling` and `truth` (the scores of the
     clips after the VAE and as rendered), and `by`: model and ceiling by size, frames, motion and caption.
     """
@@ -113,7 +115,7 @@ def evaluate(
         from sora_jax.model import load
 
         model = load(model)
-    scenes = [worlds.sample(first + i) for i in range(seeds)]
+    scenes = [worlds.sample(first + i, frames=frames) for i in range(seeds)]
     texts = prompts(scenes)
     truth = [worlds.render(scene) for scene in scenes]
     with tqdm(total=2 * seeds, desc="evaluating", unit="clip", file=sys.stderr, disable=None) as bar:

@@ -25,6 +25,7 @@ import real_footage  # noqa: E402
 
 from sora_jax import media  # noqa: E402
 from sora_jax.data import dataset, packing  # noqa: E402
+from sora_jax.data.fitting import fit  # noqa: E402
 from sora_jax.errors import InputError  # noqa: E402
 from sora_jax.evaluate import metrics  # noqa: E402
 from sora_jax.model import Model, load  # noqa: E402
@@ -155,11 +156,11 @@ def measure(vae: Model, path: Path) -> dict:
 
 def first(vae: Model, path: Path) -> media.Video:
     """The first frames of a source, cropped to the VAE's grid as `dataset.latents` crops them."""
-    return dataset.fit(media.read(path, max_frames=FRAMES), vae.grid)
+    return fit(media.read(path, max_frames=FRAMES), vae.grid)
 
 
 def rebuilt(vae: Model, sources: list[Path]) -> tuple[list[media.Video], list[str]]:
-    clips = [dataset.fit(first(vae, path), vae.grid, SMALL["max_pixels"]) for path in sources[:5]]
+    clips = [fit(first(vae, path), vae.grid, SMALL["max_pixels"]) for path in sources[:5]]
     pairs = [(clip, vae.decode(vae.encode(clip), clip.fps)) for clip in clips]
     names = [(path.name, "through the VAE") for path in sources[:5]]
     return [video for pair in pairs for video in pair], [name for pair in names for name in pair]

@@ -1,0 +1,27 @@
+"""What the network predicts, and at which noise it is asked: x0, eps, v and velocity, and three laws of noise levels.
+
+    python launch/sweep.py configs/sweeps/predictions.py --out runs/predictions
+
+Needs runs/images, runs/held-out-images, runs/vae-model and runs/tokenizer.model: see scaling.py and configs/dit.py.
+Every error is measured as a velocity (train/dit_task.py), so that the held-out losses compare; expect x0 to lose at low
+noise, where a narrow network would have to copy its input, eps at high noise, where what is left is divided by little,
+and v and velocity at neither. Ten minutes on two CPU cores.
+"""
+
+CONFIG = "configs/dit.py:images"
+STEPS = 200
+SHARED = {
+    "dit.width": 96,
+    "dit.mlp": 384,
+    "steps": STEPS,
+    "eval_every": STEPS,
+    "picture_every": 0,
+    "data.held_out": "runs/held-out-images",
+}
+
+
+def sweep(add) -> None:
+    for predict in ("x0", "eps", "v", "velocity"):
+        add(predict, {**SHARED, "flow.predict": predict})
+    for law in ("logit_normal", "cosine"):
+        add(f"v-{law.replace('_', '-')}", {**SHARED, "flow.predict": "v", "flow.law": law})
