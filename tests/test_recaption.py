@@ -5,6 +5,8 @@ lost.
 import base64
 import io
 import json
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -131,6 +133,34 @@ def test_an_endpoint_that_is_gone_stops_the_run_and_nothing_told_is_lost(clips, 
         asked = len(server.requests)
     assert asked == 4 and len((out / "answers" / "0-of-1.jsonl").read_text().splitlines()) == 2
     assert not (out / "report.json").exists()
+
+
+def test_an_answer_cut_short_is_asked_for_again_and_takes_no_other_with_it(clips, tmp_path):
+    with serve(lambda body, n: good(long=f"Color {color_of(body)}.")) as server:
+        who, out = f"openai:{server.url}#vl", tmp_path / "out"
+        recaption(clips, who, out)
+        answers = out / "answers" / "0-of-1.jsonl"
+        answers.write_text(answers.read_text()[:-20])  # killed, or the disk full, in the midst of the last
+        asked = len(server.requests)
+        assert recaption(clips, who, out)["told"] == CLIPS and len(server.requests) == asked + 1
+        recaption(clips, who, out)
+        assert len(server.requests) == asked + 1
+    assert [said.long for _, _, said in told(out)] == [f"Color {i}." for i in range(CLIPS)]
+
+
+def test_a_full_disk_is_one_sentence(clips, tmp_path):
+    with serve(lambda body, n: good()) as server:
+        before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:  # a limit on the size of files stands for the disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+            with pytest.raises(InputError, match=r"cannot write to .*out \(.*too large"):
+                recaption(clips, f"openai:{server.url}#vl", tmp_path / "out", parallel=1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        asked = len(server.requests)
+        assert 0 < asked < CLIPS
+        assert recaption(clips, f"openai:{server.url}#vl", tmp_path / "out")["told"] == CLIPS
 
 
 def test_hosts_share_the_clips_and_the_last_writes_the_dataset(clips, tmp_path):

@@ -209,14 +209,21 @@ def collected(held, mine: Sequence[int], tell: Callable, path: Path, asked: endp
     from tqdm import tqdm
 
     failed: dict[int, str] = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(mine), desc="captions", unit=" clips", file=sys.stderr) as bar, path.open("a") as file:
+
+    def keep(line: str) -> None:
+        with shards.writing(path.parent.parent), path.open("a") as file:
+            file.write(line)
+
+    with shards.writing(path.parent.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        keep("\n")  # behind a line that was cut short
+    with tqdm(total=len(mine), desc="captions", unit=" clips", file=sys.stderr) as bar:
         for i, said in tell((i, held[i]) for i in mine):
             if isinstance(said, Exception):
                 failed[i] = str(said) or type(said).__name__
             else:
-                file.write(json.dumps({"clip": i, **said._asdict()}, ensure_ascii=False) + "\n")
-                file.flush()
+                keep(json.dumps({"clip": i, **said._asdict()}, ensure_ascii=False) + "\n")
             bar.update()
             if asked and asked.tokens[1]:
                 whole = asked.dollars / bar.n * len(mine)
@@ -242,8 +249,9 @@ def answers(out: Path) -> dict[int, Caption]:
 def put_failures(out: Path, held, host: int, hosts: int, failed: dict[int, str]) -> None:
     """This host's failures, in place of those it had before; and everybody's in failures.json."""
     lines = [{"clip": i, "file": held[i]["name"], "reason": reason} for i, reason in sorted(failed.items())]
-    (out / "answers" / f"{host}-of-{hosts}.failed.json").write_text(json.dumps(lines, indent=1, ensure_ascii=False))
-    (out / "failures.json").write_text(json.dumps(all_failures(out), indent=1, ensure_ascii=False) + "\n")
+    with shards.writing(out):
+        shards.put(out / "answers" / f"{host}-of-{hosts}.failed.json", json.dumps(lines, indent=1, ensure_ascii=False))
+        shards.put(out / "failures.json", json.dumps(all_failures(out), indent=1, ensure_ascii=False) + "\n")
 
 
 def all_failures(out: Path) -> list[dict]:
@@ -258,11 +266,12 @@ def all_failures(out: Path) -> list[dict]:
 def claimed(out: Path, asks: dict) -> None:
     """Marks the folder as this captioning's. Raises InputError if it is another's."""
     path = out / "captioning.json"
-    out.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        if any(out.iterdir()):
-            raise InputError(f"{out} holds something that this command did not begin: choose another --out")
-        path.write_text(json.dumps(asks, indent=1))
+    with shards.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if any(out.iterdir()):
+                raise InputError(f"{out} holds something that this command did not begin: choose another --out")
+            shards.put(path, json.dumps(asks, indent=1))
     before = json.loads(path.read_text())
     for name, value in asks.items():
         if before.get(name) != value:
