@@ -1,5 +1,6 @@
 """Laws of the captioner: packed == alone, causal by gradient, cached decoding == a full pass, captions read back."""
 
+import json
 from functools import partial
 
 import jax
@@ -228,3 +229,10 @@ def test_one_wrong_word_is_noticed(wrong, score):
     text = "a red circle in the middle moves left, a plain white background"
     assert judge.checked(text, scene)[score] == [True]
     assert judge.checked(text.replace(right, wrong), scene)[score] == [False]
+
+
+def test_a_captioner_that_knows_nothing_is_judged_so(model, capsys):
+    result = judge.evaluate(model, clips=4)
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == result and len(lines) == len(result) - 1  # a line a score, and the JSON one
+    assert result["clips"] == 4 and result["object"] == 0 and result["bleu"] < 0.1
