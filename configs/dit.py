@@ -136,9 +136,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     c.opt = ConfigDict()
     c.opt.name = "muon"
-    # on images, from nothing, held out 0.47 after 150 steps; at a third of both rates 0.55, and at three times worse
-    c.opt.lr = 1e-2
-    c.opt.adam_lr = 3e-3
+    # at three times both rates the loss falls faster (images, 150 steps, held out: 0.47, not 0.55), but what is told is
+    # heard ever less: text_out's features shrank to a quarter in 2,500 steps, told colours from 87 % of objects to 46 %
+    c.opt.lr = 3e-3
+    c.opt.adam_lr = 1e-3
     c.opt.b1 = 0.9
     c.opt.b2 = 0.98
     c.opt.weight_decay = 0.01

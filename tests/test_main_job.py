@@ -67,7 +67,7 @@ def test_the_commands_of_the_readme(environment, tmp_path):
     media.Video(np.concatenate(takes), 8.0).save(tmp_path / "my_footage" / "film.mp4")
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for block in blocks("bash"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             done = run(["bash", "-c", line], environment, tmp_path)
             json.loads(done.stdout.splitlines()[-1])
     for block in blocks("python"):

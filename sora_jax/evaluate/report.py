@@ -22,6 +22,7 @@ from sora_jax.errors import InputError
 FIGURES = (
     ("loss, and held out", r"loss|eval/loss", True),
     ("held-out loss by noise level", r"eval/loss_at_.*", True),
+    ("by what share text lowers the held-out loss", r"eval/text_helps", False),
     ("loss by noise level, quarters from clean (t0) to noise (t3)", r"loss_t\d", True),
     ("loss by kind of clip", r"loss_(image|short_video|long_video)", True),
     ("PSNR, dB", r"(eval/)?psnr\w*", False),
