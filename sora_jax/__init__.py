@@ -5,7 +5,7 @@
 Everything visual is one packed row of spacetime patches; every patch knows where it sits in its own clip (pos), which
 clip of the row it belongs to (seg) and its own noise level (t). The rooms the story passes through:
 
-    cli.py          the `sora-jax` command, thin                                  (cli_paint.py, cli_data.py, flags.py)
+    cli.py          the `sora-jax` command, thin               (cli_paint.py, cli_data.py, cli_evaluate.py, flags.py)
     media.py        mp4 webm gif png jpg <-> Video(frames uint8 [f h w 3], fps)
     model.py        Model: text, DiT and VAE in one folder; load, save, generate
     prompting.py    every other verb: animate, extend, loop, connect, fill, outpaint, edit, interpolate, storyboard
@@ -46,7 +46,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       lora.py         a small change of a transformer: read, trained, written
       files.py        safetensors and torch.save's files, tensor by tensor, read as data
       convert.py      into a model folder, and back
-    evaluate/       metrics, and what the world's oracle sees
+    evaluate/       metrics, what the world's oracle sees, two evaluations compared  (results.py), quality over compute
 
     import sora_jax
     model = sora_jax.load()
