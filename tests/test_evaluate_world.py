@@ -63,6 +63,7 @@ def test_backwards_is_the_wrong_direction(scenes, capsys, tmp_path):
     assert result["direction"] == 0 and result["color"] >= 0.95 and result["truth"]["direction"] >= 0.95
     assert len(capsys.readouterr().out.strip().splitlines()) == 1
     world.evaluate(Perfect(scenes), seeds=30, first=FIRST, quiet=True, out=tmp_path / "perfect")
+    assert "Perfect" in results.read(tmp_path / "perfect")["model"]
     found = results.compare(tmp_path / "backwards", tmp_path / "perfect")["scores"]
     assert found["direction"]["a"] == 0 and found["direction"]["low"] > 0.9
     assert found["color"]["low"] <= 0 <= found["color"]["high"]

@@ -110,7 +110,7 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    name = str(model)
+    called = str(model)
     if isinstance(model, str) or not hasattr(model, "generate"):
         from sora_jax.model import load
 
@@ -150,7 +150,7 @@ def evaluate(
         cases = [
             Case("", str(s.seed), verdict, text, pair) for s, verdict, text, pair in zip(scenes, told, texts, clips)
         ]
-        print(results.write(out, "world", name, result, cases), file=sys.stderr)
+        print(results.write(out, "world", called, result, cases), file=sys.stderr)
     if not quiet:
         print(table(result))
     print(json.dumps(result))
