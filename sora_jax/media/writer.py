@@ -155,7 +155,7 @@ def is_still(path: Path) -> bool:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary beside `path` that takes its name when the block ends well, and is gone when it does not."""
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
+    part = path.with_name(f".{path.name[:30]}.{os.getpid()}-{secrets.token_hex(3)}.part")  # a name may have 255 bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
