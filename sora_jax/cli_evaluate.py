@@ -99,7 +99,9 @@ def add(verbs, verb: Callable) -> None:
         p.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's)")
 
     def out(p: argparse.ArgumentParser) -> None:
-        p.add_argument("--out", metavar="DIR", help="leave every case and a page with the clips there")
+        p.add_argument(
+            "--out", type=flags.folder, metavar="DIR", help="leave every case and a page with the clips there"
+        )
 
     def line(p: argparse.ArgumentParser) -> None:
         p.add_argument("--json", action="store_true", help="print the JSON line alone")

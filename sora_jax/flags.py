@@ -74,3 +74,12 @@ def dollars(text: str) -> tuple[float, float]:
     if not isinstance(values, list) or len(values) != 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not IN,OUT, such as 0.15,0.60")
     return values[0], values[1]
+
+
+def folder(text: str) -> str:
+    """A folder to write into, made here: one that cannot be is told before the work begins, not after it."""
+    try:
+        Path(text).expanduser().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be a folder: {error.strerror}") from None
+    return text

@@ -99,7 +99,16 @@ def test_vbench_finds_five_of_each_prompt_and_a_second_run_paints_what_is_missin
     (tmp_path / "out/videos/a dog-2.mp4").unlink()
     assert vbench.export(source, tmp_path / "out", painter, **how)["painted"] == 1
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out/videos").iterdir()}
+    with pytest.raises(InputError, match=r"was begun with frames = 5, not 9"):
+        vbench.export(source, tmp_path / "out", painter, **how | {"frames": 9})
     assert vbench.prompts(source, ["scene"]) == ["a dog"]
+
+
+def test_a_folder_that_cannot_be_is_told_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "world", "--out", str(tmp_path / "file" / "judged")])
+    assert "cannot be a folder: Not a directory" in capsys.readouterr().err
 
 
 def test_prompts_that_are_not_vbenchs(tmp_path):

@@ -11,7 +11,7 @@
 
 Needs runs/images, runs/held-out-images, runs/vae-model and runs/tokenizer.model: see scaling.py and configs/dit.py.
 A caption tells of all objects, also of those that the crop cut; expect the model of squares to cut objects off
-(`framing`) and to paint too few of them (`count`). Fifteen minutes on two CPU cores.
+(`framing`) and to paint too few of them (`count`). Half an hour on two CPU cores, by estimate.
 """
 
 CONFIG = "configs/dit.py:images"

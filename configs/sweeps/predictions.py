@@ -5,7 +5,7 @@
 Needs runs/images, runs/held-out-images, runs/vae-model and runs/tokenizer.model: see scaling.py and configs/dit.py.
 Every error is measured as a velocity (train/dit_task.py), so that the held-out losses compare; expect x0 to lose at low
 noise, where a narrow network would have to copy its input, eps at high noise, where what is left is divided by little,
-and v and velocity at neither. Ten minutes on two CPU cores.
+and v and velocity at neither. Ten to twenty minutes on two CPU cores, by estimate.
 """
 
 CONFIG = "configs/dit.py:images"

@@ -7,7 +7,7 @@
 
 Needs runs/images, runs/vae-model and runs/tokenizer.model: see configs/dit.py. The widths span 25 times
 in compute; expect held-out losses on a line of log over log, and the widest within a few percent of what the others
-predict. Half an hour on two CPU cores.
+predict. Half an hour on two CPU cores, by estimate.
 """
 
 CONFIG = "configs/dit.py:images"

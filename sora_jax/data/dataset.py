@@ -109,7 +109,7 @@ def latents(
         made_from = {"source": str(held.path), "content": content}
     made_from |= {"clips": clips, "model": _fingerprint(vae)}
     made_from |= {"max_pixels": max_pixels, "max_frames": max_frames, "fps": fps}
-    made_from |= {"square": True} if square else {}
+    made_from |= {"square": True} if square else {}  # said only then: what was begun before it could be asked goes on
     parts = [range(start + part.start, start + part.stop) for part in shards.split(clips, shard_size)]
     examples = functools.partial(_encoded, load, where, max_pixels, square)
     return shards.write(out, "latents", _latent_features(vae.vae.channels), parts, examples, made_from, runner, beam)

@@ -272,7 +272,7 @@ def evaluate(
         result["drift"] = drift(model, how)
         for row in result["drift"]:
             print(f"{row['from']:4.0f} s  color {row['color']:.2f}  shape {row['shape']:.2f}")
+    print(json.dumps(result | {"cases": cases}))
     if out:
         print(results.write(out, "prompting", called, result, seen), file=sys.stderr)
-    print(json.dumps(result | {"cases": cases}))
     return result

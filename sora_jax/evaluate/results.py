@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sora_jax.data import shards
 from sora_jax.errors import InputError
 from sora_jax.media import Video, encode
 
@@ -64,8 +65,8 @@ def write(out: str | Path, kind: str, model: str, result: dict, cases: Sequence[
     plain = lambda scores: {name: [float(value) for value in values] for name, values in scores.items()}
     rows = [{"group": c.group, "name": c.name, "prompt": c.prompt, "scores": plain(c.scores)} for c in cases]
     kept = {"evaluation": kind, "model": model, "result": result, "cases": rows}
-    (out / "result.json").write_text(json.dumps(kept, indent=1))
-    (out / "index.html").write_text(page(kind, model, cases))
+    shards.put(out / "index.html", page(kind, model, cases))
+    shards.put(out / "result.json", json.dumps(kept, indent=1))
     return out / "index.html"
 
 

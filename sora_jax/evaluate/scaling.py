@@ -23,6 +23,7 @@ from sora_jax import media
 from sora_jax.data import worlds
 from sora_jax.errors import InputError
 from sora_jax.evaluate import world
+from sora_jax.evaluate.report import metrics
 
 TIMES = (1, 4, 16)
 SIZE, SEED = (64, 64), 3
@@ -48,9 +49,9 @@ def members(sweep: str | Path) -> list[dict]:
     """
     found = []
     for path in sorted(Path(sweep).expanduser().glob("*/metrics.jsonl")):
-        if not (done := path.parent.with_suffix(".json")).is_file():
+        if not (done := path.parent.with_name(f"{path.parent.name}.json")).is_file():
             continue
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = metrics(path)
         judged = [line["eval/loss"] for line in lines if line.get("eval/loss") is not None]
         timed = [line["flops_per_second"] * line["seconds_per_step"] for line in lines if "flops_per_second" in line]
         steps = json.loads(done.read_text())["step"]
@@ -85,6 +86,8 @@ def evaluate(
     beside it; expected: the compute of a training yet to be run, whose loss is then predicted from all that are here.
     Raises InputError as `members`, and where `expected` is not more than the largest.
     """
+    from tqdm import tqdm
+
     rows = members(sweep)
     if expected is not None and expected <= rows[-1]["compute"]:
         raise InputError(f"{expected:g} FLOPs are not beyond the largest training's {rows[-1]['compute']:.3g}")
@@ -96,7 +99,8 @@ def evaluate(
     else:
         told["predicted"] = {"name": rows[-1]["name"], "loss": float(law(rows[-1]["compute"], a, b))}
         told["predicted"]["measured"] = rows[-1]["loss"]
-    painted = {row["name"]: paint(row, seeds, steps) for row in rows} if seeds or picture else {}
+    bar = tqdm(rows if seeds or picture else [], desc="painting", unit="model", file=sys.stderr, disable=None)
+    painted = {row["name"]: paint(row, seeds, steps) for row in bar}
     for row in rows if seeds else ():
         row |= painted[row["name"]]["scores"]
     if picture:
@@ -118,7 +122,6 @@ def paint(row: dict, seeds: int, steps: int | None) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         model = export(row["workdir"], folder)
-    print(f"painting with {row['name']}", file=sys.stderr)
     scores = {}
     if seeds:
         scenes = [worlds.sample(worlds.HELD_OUT + i, frames=1) for i in range(seeds)]

@@ -171,9 +171,9 @@ def evaluate(
                 bar.update()
             result[name] = {kind: mean(found) for kind, found in rows.items()}
             print(table(name, result[name]))
+    print(json.dumps(result | {"cases": cases, "seconds": seconds}))
     if out:
         print(results.write(out, "simulation", called, result, seen), file=sys.stderr)
-    print(json.dumps(result | {"cases": cases, "seconds": seconds}))
     return result
 
 

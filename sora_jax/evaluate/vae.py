@@ -75,11 +75,11 @@ def evaluate(
     result = {**mean(lines), "clips": len(lines), "by": grouped(lines), "fvd": None, "fvd_clips": len(seen[0])}
     if len(seen[0]) >= FEWEST:
         result["fvd"] = round(metrics.frechet(*map(np.stack, seen)), 3)
-    if out:
-        print(results.write(out, "vae", called, result, cases), file=sys.stderr)
     if not quiet:
         print(table(result))
     print(json.dumps(result))
+    if out:
+        print(results.write(out, "vae", called, result, cases), file=sys.stderr)
     return result
 
 

@@ -2,6 +2,7 @@
 
     OUT/videos/PROMPT-0.mp4 .. PROMPT-4.mp4   VBench wants five samples of each of its prompts
     OUT/prompts.json                          {file: prompt}, for prompts that are not VBench's
+    OUT/settings.json                         what they were painted with: a second run with others is refused
 
 With VBench's own prompts (VBench_full_info.json, inside its package):
 
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sora_jax import media
+from sora_jax.data import shards
 from sora_jax.errors import InputError
 
 SAMPLES = 5  # that VBench reads of each prompt in its standard mode
@@ -80,12 +82,14 @@ def export(
 
     size: (width, height); sample i has the seed `seed` + i; batch: videos painted together, whose noise each has from
     its place among them, so that what is painted later is what would have been painted at once.
-    Returns {"out", "prompts", "videos", "painted"}. Raises InputError as `prompts` and `load` do, and where two prompts
-    would have one file's name.
+    Returns {"out", "prompts", "videos", "painted"}. Raises InputError as `prompts` and `load` do, where two prompts
+    would have one file's name, and for a folder that was begun with other settings.
     """
     from tqdm import tqdm
 
     asked = prompts(source, dimensions)
+    settings = dict(model=str(model) if isinstance(model, str | Path) else type(model).__name__, size=list(size))
+    settings |= dict(frames=frames, seed=seed, steps=steps, batch=batch, prompts=shards.digest(asked))
     out = Path(out).expanduser()
     named = {file_name(prompt, i): (prompt, i) for prompt in asked for i in range(samples)}
     if len(named) < len(asked) * samples:
@@ -94,9 +98,14 @@ def export(
         from sora_jax.model import load
 
         model = load(model)
-    folder = out / "videos"
+    folder, said = out / "videos", out / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
-    (out / "prompts.json").write_text(json.dumps({name: prompt for name, (prompt, _) in named.items()}, indent=1))
+    if not said.exists():
+        shards.put(said, json.dumps(settings, indent=1))
+    for name, before in json.loads(said.read_text()).items():
+        if before != settings[name]:
+            raise InputError(f"{out} was begun with {name} = {before!r}, not {settings[name]!r}: choose another --out")
+    shards.put(out / "prompts.json", json.dumps({name: prompt for name, (prompt, _) in named.items()}, indent=1))
     there = {name for name in named if (folder / name).exists()}
     with tqdm(total=len(named), initial=len(there), desc="painting", unit="video", file=sys.stderr) as bar:
         for i in range(samples):

@@ -142,6 +142,9 @@ def evaluate(
         "seeds": seeds,
         "first_seed": first,
     }
+    if not quiet:
+        print(table(result))
+    print(json.dumps(result))
     if out:
         clips = [
             {"painted": Video(made, scene.fps), "truth": Video(frames, scene.fps)}
@@ -151,9 +154,6 @@ def evaluate(
             Case("", str(s.seed), verdict, text, pair) for s, verdict, text, pair in zip(scenes, told, texts, clips)
         ]
         print(results.write(out, "world", called, result, cases), file=sys.stderr)
-    if not quiet:
-        print(table(result))
-    print(json.dumps(result))
     return result
 
 
