@@ -12,12 +12,18 @@ if [ "$chip" != none ]; then
     export LIBTPU_INIT_ARGS="$flags ${LIBTPU_INIT_ARGS:-}"
 fi
 told=no
+child=
+tell() {
+    told=early # before there is a COMMAND to tell
+    if [ -n "$child" ]; then told=yes && kill -TERM "$child" 2>/dev/null; fi
+}
+trap tell TERM INT
 "$@" &
 child=$!
-trap 'told=yes; kill -TERM "$child" 2>/dev/null' TERM INT
+[ "$told" != early ] || tell
 while :; do
     wait "$child" && code=0 || code=$? # a signal ends the wait, not the child
     kill -0 "$child" 2>/dev/null || break
 done
-if [ "$told" = yes ] && [ "$code" = 0 ]; then code=143; fi
+if [ "$told" != no ] && [ "$code" = 0 ]; then code=143; fi
 exit "$code"

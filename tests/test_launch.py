@@ -215,10 +215,12 @@ case "$3 $4" in
 *) echo "no such command: $*" >&2; exit 2 ;;
 esac
 """
-# The "training": host 0 counts in the bucket, both end when it is at 8. It takes its SIGTERM as the trainer does.
+# The "training": host 0 counts in the bucket, both end when it is at 8. It takes its SIGTERM as the trainer does, and
+# counts when both have begun, as collectives do.
 COUNT = r"""
 trap 'echo saved >>"$CLOUD/saves"; exit 0' TERM
 echo "$(cat "$CLOUD/step" 2>/dev/null || echo 0)" >>"$CLOUD/began"
+while [ $(($(wc -l <"$CLOUD/began") % 2)) = 1 ]; do sleep 0.05; done
 while step=$(cat "$CLOUD/step" 2>/dev/null || echo 0) && [ "$step" -lt 8 ]; do
     case $PWD in *.0/sora_jax) echo $((step + 1)) >"$CLOUD/step.new" && mv "$CLOUD/step.new" "$CLOUD/step" ;; esac
     [ "$step" != "${ABORT:-none}" ] || [ -e "$CLOUD/aborted" ] || { touch "$CLOUD/aborted"; exit 134; }
