@@ -92,13 +92,13 @@ def test_slow_busy_and_wrong_answers_are_asked_for_again(clips, tmp_path):
         color = color_of(body)
         seen[color] = seen.get(color, 0) + 1
         if seen[color] == 1 and color == 4:
-            return good()._replace(wait=1.5)  # longer than the caller waits
+            return good()._replace(wait=5.0)  # longer than the caller waits
         if seen[color] == 1 and color == 5:
             return good(confidence="very")
         return first[color] if seen[color] == 1 and color in first else good()
 
     with serve(answer) as server:
-        report = recaption(clips, f"openai:{server.url}#vl", tmp_path / "out", timeout=0.7, retries=2)
+        report = recaption(clips, f"openai:{server.url}#vl", tmp_path / "out", timeout=3.0, retries=2)
     assert report["told"] == CLIPS and set(seen.values()) == {2}
 
 
