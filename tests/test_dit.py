@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from sora_jax.data.packing import positions
+from sora_jax.model import load
 from sora_jax.models import kernels, layers
 from sora_jax.models.dit import DiT
+from sora_jax.train import configs, dit_task, tasks
 
 ROW, TEXT, WIDTH = 48, 24, 48
 
@@ -115,3 +117,17 @@ def test_rotary_positions_are_relative():
 
     assert score(pos(1, 2, 3), pos(0, 0, 0)) == pytest.approx(score(pos(6, 3, 9), pos(5, 1, 6)), abs=1e-5)
     assert score(pos(1, 2, 3), pos(0, 0, 0)) != pytest.approx(score(pos(1, 2, 3), pos(1, 0, 0)), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_text_helps_where_it_is_heard_and_not_before(monkeypatch):
+    """`eval/text_helps`: nothing at the start, when the last map is zero; something in the bundled model."""
+    tiny, config = load("tiny"), configs.read("configs/dit.py:smoke")
+    monkeypatch.setattr(dit_task, "WORLD_CLIPS", 16)
+    monkeypatch.setattr(dit_task, "EVAL_BATCHES", 1)
+    monkeypatch.setattr(dit_task, "EVAL_LEVELS", (0.5, 0.7))
+    config.dit.update(tiny.config["dit"])
+    task = tasks.make(config)
+    helps = lambda params: task.evaluate(params, jax.random.key(0))["text_helps"]
+    assert helps(task.init(jax.random.key(0))) == 0
+    assert helps({part: tiny.params[part] for part in ("text", "dit")}) > 0.005
