@@ -220,6 +220,15 @@ def test_captions_of_other_scenes_are_not():
     assert scores["object"] < 0.2 and scores["direction"] < 0.3 and scores["bleu"] < 0.6
 
 
+def test_cider_by_hand():
+    """Of two references all have "a", which counts nothing; "b" and "c" are one's each."""
+    assert judge.cider(["a b", "a b"], ["a b", "a c"], order=2) == pytest.approx(10 * (1 + 0) / 2)
+    # "b" twice: min(2, 1) * 1 / (2 * 1), and a word too many
+    near = np.exp(-1 / 72)
+    assert judge.cider(["a b b", "a c"], ["a b", "a c"], order=1) == pytest.approx(10 * (0.5 * near + 1) / 2)
+    assert judge.cider(["d"], ["d"]) == 0  # among one caption no word is rare
+
+
 @pytest.mark.parametrize("wrong, score", [("blue", "color"), ("star", "object"), ("right", "direction")])
 def test_one_wrong_word_is_noticed(wrong, score):
     scene = worlds.sample(
