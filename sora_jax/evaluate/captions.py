@@ -140,14 +140,13 @@ def cider(candidates: list[str], references: list[str], order: int = 4, sigma: f
     for n in range(1, order + 1):
         grams = [[Counter(tuple(said[i : i + n]) for i in range(len(said) - n + 1)) for said in two] for two in words]
         having = Counter(gram for _, reference in grams for gram in reference)
-        rare = {
-            gram: math.log(len(grams) / max(1, having[gram])) ** 2 for two in grams for each in two for gram in each
-        }
+        rare = {gram: math.log(len(grams) / count) ** 2 for gram, count in having.items()}
+        unheard = math.log(len(grams)) ** 2
         for (said, meant), (a, b) in zip(words, grams):
             dot = sum(min(a[gram], count) * count * rare[gram] for gram, count in b.items())
-            norms = math.prod(math.sqrt(sum(count**2 * rare[gram] for gram, count in each.items())) for each in (a, b))
+            sizes = [sum(count**2 * rare.get(gram, unheard) for gram, count in each.items()) for each in (a, b)]
             near = math.exp(-((len(said) - len(meant)) ** 2) / (2 * sigma**2))
-            total += near * dot / norms if norms else 0.0
+            total += near * dot / math.sqrt(math.prod(sizes)) if all(sizes) else 0.0
     return 10 * total / (order * len(words))
 
 
