@@ -24,6 +24,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       text.py         the tokenizer and the T5 encoder
       dit.py          the diffusion transformer
       captioner.py    clips to captions
+      expander.py     short captions to long ones
     diffusion/
       flow.py         noising, targets, noise-level laws
       canvas.py       what is known of a clip and how much of it may change: (z, start)
@@ -31,7 +32,7 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       sampler.py      guidance and solvers in one lax.scan    (solvers.py: from one noise level to the next)
     train/
       loop.py         one loop: mesh, data, state, step, checkpoint, samples, preemption
-      tasks.py        what each model gives the loop    (vae_task.py, captioner_task.py, dit_task.py)
+      tasks.py        what each model gives the loop    (vae_task.py, captioner_task.py, expander_task.py, dit_task.py)
       optimizer.py    AdamW, Muon, schedules
       export.py       a workdir -> a model folder
       checkpoint.py   params, EMA, optimizer, rng, step and cursor as one atomic thing

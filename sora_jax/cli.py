@@ -125,7 +125,10 @@ def expand(args) -> None:
     """Make a short prompt a descriptive caption that does not contradict it; prints it."""
     from sora_jax import expansion
 
-    print(expansion.expand(args.prompt, args.expander, seed=args.seed, examples=args.examples).text)
+    made = expansion.expand(args.prompt, args.expander, seed=args.seed, examples=args.examples)
+    if made.warning:
+        print(made.warning, file=sys.stderr)
+    print(made.text)
 
 
 def report_run(args) -> None:

@@ -347,9 +347,9 @@ def text(p: argparse.ArgumentParser) -> None:
 
 def expander(p: argparse.ArgumentParser, required: bool) -> None:
     name = "--expander" if required else "--expand"
-    about = "who makes the prompt a descriptive one: openai:URL#model (its key in OPENAI_API_KEY), or none"
+    about = "who makes the prompt descriptive: openai:URL#model (its key in OPENAI_API_KEY), tiny, a folder, or none"
     p.add_argument(name, dest="expander", required=required, metavar="WHO", help=about)
-    p.add_argument("--examples", metavar="DATASET", help="captions to show it: of a dataset of clips, or world")
+    p.add_argument("--examples", metavar="DATASET", help="captions an endpoint is shown: a dataset of clips, or world")
 
 
 def source(p: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ vae.safetensors       parameters; a tensor's name is its path in the tree, joine
 text.safetensors      (these two and the tokenizer are absent from a folder that holds a VAE alone)
 dit.safetensors       (dit_low.safetensors beside it where a second transformer paints at low noise)
 captioner.safetensors (alone with its tokenizer in a captioner's folder: see captioning.py)
+expander.safetensors  (the same in an expander's: see expansion.py)
 tokenizer.model
 """
 
@@ -31,13 +32,14 @@ from sora_jax.media import Video
 from sora_jax.models import vae_stream
 from sora_jax.models.captioner import Captioner
 from sora_jax.models.dit import DiT
+from sora_jax.models.expander import Expander
 from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.models.vae import VAE
 from sora_jax.models.vae_stream import stream_decode, stream_encode
 from sora_jax.pod.mesh import placed
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
-BUNDLED = {name: Path(__file__).parent / "assets" / name for name in ("tiny", "captioner")}
+BUNDLED = {name: Path(__file__).parent / "assets" / name for name in ("tiny", "captioner", "expander")}
 DITS = ("dit", "dit_low")  # the transformer, and where there are two the one for low noise
 SAMPLE = {"row", "text_row", "steps", "guidance", "solver", "fps", "frames"}  # what model.json says of painting
 CHUNK = 4  # latent frames decoded (or encoded) at a time, after the first
@@ -70,6 +72,10 @@ class Model:
     @cached_property
     def captioner(self) -> Captioner:
         return Captioner(**_hashable(self.config["captioner"]))
+
+    @cached_property
+    def expander(self) -> Expander:
+        return Expander(**_hashable(self.config["expander"]))
 
     @property
     def sample(self) -> dict:
@@ -246,7 +252,7 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Seque
         for part in ("vae", "text") if "dit" in config else ():
             if part not in config:
                 raise InputError(f"{folder} has no {part}.safetensors yet: add it by `sora-jax import` of its file")
-        config["captioner" if "captioner" in config else "vae"]  # every model has one
+        config[next((part for part in ("captioner", "expander") if part in config), "vae")]  # every model has one
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -272,7 +278,7 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Seque
         tensors = {path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()}
         part = {name: unflat(files_of.merged(tensors, added[name]) if name in added else tensors)}
         model.params |= part if host and name in DITS else placed(part)
-    if "captioner" in shapes:
+    if "captioner" in shapes or "expander" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model")
     if "text" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model", model.text.rows, model.text.clean)
@@ -289,6 +295,8 @@ def shapes_of(model: Model) -> dict[str, dict]:
     shapes = {"vae": vae_shapes(model.config["vae"])} if "vae" in model.config else {}
     if "captioner" in model.config:
         shapes["captioner"] = captioner_shapes(model.config["captioner"])
+    if "expander" in model.config:
+        shapes["expander"] = expander_shapes(model.config["expander"])
     if "dit" in model.config:
         shapes["text"] = text_shapes(model.config["text"])
         shapes |= {name: dit_shapes(model.config[name], model.text.width) for name in DITS if name in model.config}
@@ -321,6 +329,12 @@ def captioner_shapes(fields: dict) -> dict:
     captioner, ints = Captioner(**_hashable(fields)), jnp.zeros((1, 1), jnp.int32)
     x, pos = jnp.zeros((1, 1, 3 * int(np.prod(captioner.patch)))), jnp.zeros((1, 1, 3), jnp.int32)
     return jax.eval_shape(lambda: captioner.init(jax.random.key(0), x, pos, ints, ints, ints, 1))["params"]
+
+
+def expander_shapes(fields: dict) -> dict:
+    """The shapes of an expander's parameters, as a tree."""
+    expander, ints = Expander(**_hashable(fields)), jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(lambda: expander.init(jax.random.key(0), ints[..., None], ints, ints, ints))["params"]
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Array]:

@@ -18,6 +18,7 @@ from sora_jax.model import Model, captioner_shapes, find, flat, load, unflat
 from sora_jax.models.captioner import KINDS, tell
 from sora_jax.models.text import EOS, Tokenizer
 from sora_jax.pod import mesh
+from sora_jax.train import loop
 
 PATCH, GROUPS, WORDS = (2, 4, 4), 4, 10
 SIZE = 3 * int(np.prod(PATCH))
@@ -180,6 +181,13 @@ def test_a_saved_captioner_is_read_back(model, tmp_path):
         describe(model, clips, kind="haiku")
 
 
+def test_a_run_begins_with_a_captioners_weights(model, tmp_path):
+    model.save(tmp_path / "captioner")
+    began = loop.begun(str(tmp_path / "captioner"), jax.tree.map(jnp.zeros_like, model.params))
+    for part in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, began[part], model.params)
+
+
 def test_every_weight_has_its_place_on_a_mesh(model):
     one = mesh.make({"data": 1, "fsdp": -1, "context": 1, "ring": 1, "tensor": 2})
     cut = mesh.shardings(one, model.params)
@@ -218,6 +226,15 @@ def test_captions_of_other_scenes_are_not():
     others = [worlds.captions(scene)[1] for scene in scenes[1:] + scenes[:1]]
     scores = judge.scored(others, scenes)
     assert scores["object"] < 0.2 and scores["direction"] < 0.3 and scores["bleu"] < 0.6
+
+
+def test_cider_by_hand():
+    """Of two references all have "a", which counts nothing; "b" and "c" are one's each."""
+    assert judge.cider(["a b", "a b"], ["a b", "a c"], order=2) == pytest.approx(10 * (1 + 0) / 2)
+    # "b" twice: min(2, 1) * 1 / (2 * 1), and a word too many
+    near = np.exp(-1 / 72)
+    assert judge.cider(["a b b", "a c"], ["a b", "a c"], order=1) == pytest.approx(10 * (0.5 * near + 1) / 2)
+    assert judge.cider(["d"], ["d"]) == 0  # among one caption no word is rare
 
 
 @pytest.mark.parametrize("wrong, score", [("blue", "color"), ("star", "object"), ("right", "direction")])

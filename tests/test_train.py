@@ -82,7 +82,7 @@ def test_killed_at_random_moments(whole, start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["vae", "dit", "captioner"])
+@pytest.mark.parametrize("config", ["vae", "dit", "captioner", "expander"])
 def test_the_real_thing_killed_and_resumed(config, tmp_path):
     """The smoke configs through the command line: 20 steps, killed twice, end in the same digest as undisturbed."""
 

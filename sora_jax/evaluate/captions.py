@@ -14,8 +14,9 @@ before a shape; what stands between two names is what the first of them does. Th
     size       objects said to be small or large that are
     texture    objects said to have stripes, dots or two tones that have
 
-and `bleu`, the corpus's BLEU-4 (Papineni et al. 2002) against the one caption that the scene's own seed words; its
-words are drawn at random, so that the best captioner of all stays well below 1.
+and against the one caption that the scene's own seed words, `bleu`, the corpus's BLEU-4 (Papineni et al. 2002), and
+`cider`, from 0 to 10, CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726), to which words that few captions have count
+more. That caption's words are drawn at random, so that the best captioner of all stays well below 1 and 10.
 """
 
 import json
@@ -127,12 +128,35 @@ def bleu(candidates: list[str], references: list[str], order: int = 4) -> float:
     return float(np.exp(np.log(hits / totals).mean()) * min(1.0, math.exp(1 - meant / max(said, 1))))
 
 
+def cider(candidates: list[str], references: list[str], order: int = 4, sigma: float = 6.0) -> float:
+    """Corpus CIDEr-D with one reference each, words as in `bleu`: 10 times the mean over n = 1..order and captions of
+
+        exp(-(difference in words)^2 / (2 sigma^2))  min(c, r) . r / (|c| |r|)
+
+    with c and r the counts of n-grams, each times log(references / references that have it, at least 1).
+    """
+    words = [[re.findall(r"[a-z-]+|[,.;]", text.lower()) for text in two] for two in zip(candidates, references)]
+    total = 0.0
+    for n in range(1, order + 1):
+        grams = [[Counter(tuple(said[i : i + n]) for i in range(len(said) - n + 1)) for said in two] for two in words]
+        having = Counter(gram for _, reference in grams for gram in reference)
+        rare = {gram: math.log(len(grams) / count) ** 2 for gram, count in having.items()}
+        unheard = math.log(len(grams)) ** 2
+        for (said, meant), (a, b) in zip(words, grams):
+            dot = sum(min(a[gram], count) * count * rare[gram] for gram, count in b.items())
+            sizes = [sum(count**2 * rare.get(gram, unheard) for gram, count in each.items()) for each in (a, b)]
+            near = math.exp(-((len(said) - len(meant)) ** 2) / (2 * sigma**2))
+            total += near * dot / math.sqrt(math.prod(sizes)) if all(sizes) else 0.0
+    return 10 * total / (order * len(words))
+
+
 def scored(captions: list[str], scenes: list[worlds.Scene]) -> dict[str, float | None]:
-    """The share of yes in each score, None where nothing was asked; and `bleu`."""
+    """The share of yes in each score, None where nothing was asked; and `bleu` and `cider`."""
     verdicts = [checked(caption, scene) for caption, scene in zip(captions, scenes, strict=True)]
     asked = {name: [ok for verdict in verdicts for ok in verdict[name]] for name in verdicts[0]}
     scores = {name: round(float(np.mean(oks)), 4) if oks else None for name, oks in asked.items()}
-    return scores | {"bleu": round(bleu(captions, [worlds.captions(scene)[1] for scene in scenes]), 4)}
+    own = [worlds.captions(scene)[1] for scene in scenes]
+    return scores | {"bleu": round(bleu(captions, own), 4), "cider": round(cider(captions, own), 4)}
 
 
 def judged(model, clips: int, first: int, frames: int | None = None) -> dict[str, float | None]:

@@ -55,7 +55,7 @@ RULES = (
     ("a LoRA out of them, B", r"blocks/((self|cross)/o|mlp_down)/lora_b$", (None, WEIGHTS)),
     ("biases of hidden features", r"((blocks|pool)/(self|cross)/[qkv]|blocks/mlp_up)/bias$", ("tensor",)),
     ("scales of heads", r"(blocks|pool)/(self|cross)/[qk]_norm/scale$", ("tensor",)),
-    ("the text's table", r"text/embed$", (None, WEIGHTS)),
+    ("tables of words", r"(text|reader)/embed$", (None, WEIGHTS)),
     ("maps of noise levels", r"time_(in|out|projection)/kernel$", (None, WEIGHTS)),
     ("maps at the ends", r"(_in|_out|head)/kernel$", (WEIGHTS, None)),
     ("the VAE's linear codec", r"vae/(image|video)_(in|out)$", (WEIGHTS, None)),

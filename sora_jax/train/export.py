@@ -34,8 +34,9 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     if config["task"] == "vae":
         model = Model({"vae": config["vae"]}, {})
         trained = {"vae": shapes_of(model)["vae"]}
-    elif config["task"] == "captioner":
-        model = Model({name: config[name] for name in ("captioner", "describe")}, {})
+    elif config["task"] in ("captioner", "expander"):
+        names = ("captioner", "describe") if config["task"] == "captioner" else ("expander", "expand")
+        model = Model({name: config[name] for name in names}, {})
         model.tokenizer = Tokenizer(find(config["tokenizer"]))
         trained = shapes_of(model)
     else:

@@ -2,7 +2,7 @@
 
 It knows a task by its functions (`tasks.Task`) and nothing of videos. Keys of the config it reads:
 
-    task           which task ('vae', 'captioner', 'dit')
+    task           which task ('vae', 'captioner', 'expander', 'dit')
     seed           of the weights and of every random number after
     init           a model folder whose weights a new run begins with ("": with random ones)
     steps          optimizer steps in all
@@ -47,9 +47,9 @@ from sora_jax.pod.hosts import joined, together
 from sora_jax.train import checkpoint, optimizer
 from sora_jax.train.log import Log, replace, say, writing
 
-MODEL_KEYS = ("task", "vae", "text", "dit", "captioner", "opt.name")  # what a checkpoint's arrays depend on,
+FOLDER = ("vae", "text", "dit", "captioner", "expander")  # the parts of a model folder that are trained
+MODEL_KEYS = ("task", *FOLDER, "opt.name")  # what a checkpoint's arrays depend on,
 FREE_KEYS = ("dit.remat", "dit.keep")  # but not these, which trade memory for time
-FOLDER = ("vae", "text", "dit")  # the parts of a model folder that are trained
 PROFILED = 3  # steps in a trace
 EVAL_KEY = 0x5EED  # folded into the seed: evaluations draw the same numbers at every step
 

@@ -29,9 +29,10 @@ class Task(NamedTuple):
 
 def make(config) -> Task:
     """The task named by `config.task`. Raises InputError for another name."""
-    from sora_jax.train import captioner_task, dit_task, vae_task
+    from sora_jax.train import captioner_task, dit_task, expander_task, vae_task
 
     makers = {"vae": vae_task.make, "dit": dit_task.make, "captioner": captioner_task.make}
+    makers["expander"] = expander_task.make
     if config.task not in makers:
         raise InputError(f"config.task is {config.task!r}; choose one of {', '.join(makers)}")
     return makers[config.task](config)
