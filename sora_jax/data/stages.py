@@ -31,7 +31,7 @@ from sora_jax.errors import InputError
 SIZE, FRAMES, FPS = (96, 64), 33, 8.0
 CLEAR = ("red", "yellow", "green", "blue", "purple")  # no two of them pass for each other, nor do their mixtures
 PITCH, FAR = 0.45, 160.0  # radians; pixels
-PACE = 2.0  # pixels a frame: how fast the player of the game runs
+PACE = 1.5  # pixels a frame: how fast the player of the game runs
 WALL = 1.0  # pixels between the edge of the frame and what bounces off it
 
 
@@ -187,11 +187,11 @@ def _bite(rng, seed: int) -> Stage:
 def _game(rng, seed: int) -> Stage | None:
     """The player never misses; it has some way to run when the given frames end, and catches the ball after them."""
     colors = rng.permutation(CLEAR)[:2].tolist()
-    d, side, given = rng.uniform(11, 12.5), rng.uniform(16, 18), 13
+    d, side, given = rng.uniform(12, 13.5), rng.uniform(16, 18), 13
     blank = np.zeros((FRAMES, 4))
     things = (_thing("circle", colors[0], d, "bounce", blank), _thing("square", colors[1], side, "follow", blank))
     left, right, top, floor, reach = court(things)
-    speed = (float(rng.uniform(2.2, 3.2) * rng.choice([-1, 1])), float(rng.uniform(2.3, 3.0) * rng.choice([-1, 1])))
+    speed = (float(rng.uniform(1.4, 2.0) * rng.choice([-1, 1])), float(rng.uniform(1.7, 2.2) * rng.choice([-1, 1])))
     ball, player = (rng.uniform(left, right), rng.uniform(top, floor)), rng.uniform(left + 4, right - 4)
     balls, players, catches, now = [ball], [player], [], speed
     for frame in range(1, FRAMES):
