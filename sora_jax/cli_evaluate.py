@@ -37,7 +37,7 @@ def prompting(args) -> None:
 
 
 def simulation(args) -> None:
-    """Let it go on from the beginning of held-out scenes: objects that hide, fall, collide, and stay what they are."""
+    """Let it go on from the beginning of held-out scenes: what hides, falls, collides, stays, paints, bites, plays."""
     from sora_jax.evaluate import simulation
 
     probes = chosen("probe", args.probes, tuple(simulation.PROBES))

@@ -7,19 +7,19 @@ import pytest
 
 from sora_jax import cli
 from sora_jax.data import worlds
-from sora_jax.evaluate import simulation
+from sora_jax.evaluate import probes
 
 CASES = 6
 
 
 def clips(probe: str):
     for case in range(CASES):
-        scene = simulation.scene_of(probe, case)
-        yield scene, worlds.render(scene), simulation.given(probe, scene)
+        scene = probes.scene_of(probe, case)
+        yield scene, worlds.render(scene), probes.given(probe, scene)
 
 
 def scores(probe: str, change) -> dict:
-    return simulation.mean([simulation.PROBES[probe](change(frames, n), scene) for scene, frames, n in clips(probe)])
+    return probes.mean([probes.PROBES[probe](change(frames, n), scene) for scene, frames, n in clips(probe)])
 
 
 def still(frames, n):
@@ -45,23 +45,33 @@ def test_errors_are_small_for_the_truth():
 
 def test_an_object_that_changes_is_not_the_same():
     scene, frames, n = next(clips("coherence"))
-    assert simulation.coherence(frames, scene) == {"same": 1}
+    assert probes.coherence(frames, scene) == {"same": 1}
     other = frames.copy()
     other[n:] = other[n:, :, :, ::-1]  # of another colour
-    assert simulation.coherence(other, scene)["same"] == 0 or scene.things[0].color in ("green", "magenta")
+    assert probes.coherence(other, scene)["same"] == 0 or scene.things[0].color in ("green", "magenta")
 
 
 def test_a_fall_at_half_the_gravity_is_wrong_by_half():
     for scene, frames, _ in clips("gravity"):
         slow = frames[np.floor(np.arange(len(frames)) * np.sqrt(0.5)).astype(int)]
-        assert simulation.gravity(slow, scene)["error"] == pytest.approx(0.5, abs=0.15)
+        assert probes.gravity(slow, scene)["error"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_objects_that_part_slower_than_they_came_have_lost_something():
+    def slower(frames, n):
+        at = np.arange(len(frames))
+        return frames[np.where(at < 17, at, np.floor(17 + 0.6 * (at - 17))).astype(int)]
+
+    assert scores("collision", lambda frames, n: frames)["conserved"] == 1
+    found = scores("collision", slower)
+    assert (found["both"], found["parted"], found["conserved"]) == (1, 1, 0)
 
 
 @pytest.mark.slow
 def test_the_command_says_what_the_bundled_model_does(capsys):
     assert cli.main(["evaluate", "simulation", "--cases", "1", "--steps", "2", "--seconds", "4"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(simulation.PROBES) < told.keys()
-    for probe in simulation.PROBES:
+    assert set(probes.PROBES) < told.keys()
+    for probe in probes.PROBES:
         assert set(told[probe]) == {"model", "ceiling", "repeat"}
     assert cli.main(["evaluate", "simulation", "--probes", "nothing"]) == 2
