@@ -13,6 +13,8 @@ The first four look at scenes of the embedded world, the others at stages of the
     game        a ball bounces, a player runs after it: both by the rules; given: 13 frames
 """
 
+import itertools
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -90,7 +92,7 @@ def paths(frames: Frames, things) -> Float[np.ndarray, "n f 2"]:
 def bridged(path: Float[np.ndarray, "f 2"]) -> Float[np.ndarray, "f 2"]:
     """With at most two frames in a row filled in, straight: things that touch are now and then taken for one."""
     path, at = path.copy(), np.flatnonzero(np.isfinite(path[:, 0]))
-    for a, b in zip(at, at[1:]):
+    for a, b in itertools.pairwise(at):
         if b - a <= 3:
             path[a:b] = path[a] + (path[b] - path[a]) * np.arange(b - a)[:, None] / (b - a)
     return path
