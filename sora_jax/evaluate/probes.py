@@ -13,6 +13,8 @@ The first four look at scenes of the embedded world, the others at stages of the
     game        a ball bounces, a player runs after it: both by the rules; given: 13 frames
 """
 
+import itertools
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -85,6 +87,15 @@ def paths(frames: Frames, things) -> Float[np.ndarray, "n f 2"]:
         if seen is not None:
             path[seen.frames] = seen.path
     return found
+
+
+def bridged(path: Float[np.ndarray, "f 2"]) -> Float[np.ndarray, "f 2"]:
+    """With at most two frames in a row filled in, straight: things that touch are now and then taken for one."""
+    path, at = path.copy(), np.flatnonzero(np.isfinite(path[:, 0]))
+    for a, b in itertools.pairwise(at):
+        if b - a <= 3:
+            path[a:b] = path[a] + (path[b] - path[a]) * np.arange(b - a)[:, None] / (b - a)
+    return path
 
 
 def of_color(frames: Frames, color: str) -> Bool[np.ndarray, "f h w"]:
@@ -208,7 +219,7 @@ def game(frames: Frames, stage: Stage) -> dict[str, float]:
     """player: the share of moves, MOVE frames each behind the given ones, after which it is where its policy leads, the
     ball being where it is painted. world: the share of those in which one of the four ways that the ball may fly
     explains where it is, to NEAR (root mean square). right: RULED or more of both."""
-    balls, players = paths(frames, stage.scene.things)
+    balls, players = map(bridged, paths(frames, stage.scene.things))
     moves = range(stage.given - 1, len(frames) - MOVE)
     player = np.mean([_plays(balls[at : at + MOVE + 1, 0], players[at : at + MOVE + 1, 0]) for at in moves])
     world = np.mean([_flies(balls[at : at + MOVE + 1], players[at : at + MOVE + 1, 0], stage) for at in moves])

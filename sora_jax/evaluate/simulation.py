@@ -71,6 +71,6 @@ def table(name: str, found: dict[str, dict]) -> str:
     """A probe's lines for people: a measure each, for the model, the ceiling, and the last frame repeated."""
     show = lambda value: f"{value:>9.3f}" if value is not None else f"{'-':>9}"
     return "\n".join(
-        f"{name:12}{key:8}" + "".join(f"  {kind} {show(found[kind][key])}" for kind in found)
+        f"{name:12}{key:10}" + "".join(f"  {kind} {show(found[kind][key])}" for kind in found)
         for key in found["model"]
     )  # fmt: skip
