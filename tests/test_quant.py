@@ -111,7 +111,7 @@ def test_eight_devices_are_one(folder):
     with jax.set_mesh(mesh):
         spread = load(folder, quant="int8")
         kernel = spread.params["dit"]["blocks"]["self"]["q"]["kernel"]
-        assert kernel.qvalue.sharding.spec == (None, ("fsdp", "ring", "ulysses"), ("tensor",))
+        assert kernel.qvalue.sharding.shard_shape(kernel.qvalue.shape) == (3, 12, 24)
         assert kernel.scale.sharding.shard_shape(kernel.scale.shape) == (3, 1, 24)
         together = velocity(spread)
     np.testing.assert_allclose(together, velocity(model), atol=1e-5)
