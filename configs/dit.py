@@ -45,7 +45,9 @@ still, so that one that has learned to go on from a first frame learns to extend
     sora-jax export runs/tune --out tuned
     sora-jax export tuned --format diffusers --out for-diffusers
 
-The same three settings name the model of wan-5b,lora=16.
+The same three settings name the model of wan-5b,lora=16. Of wan-a14b and wan-a14b-i2v, which are two transformers each,
+one is trained at a time: --config.expert=low after the "high" that stands here, each from a model that holds both.
+The latents of wan-a14b-i2v hold what it is given of each clip as well: `data latents --model` must name it.
 """
 
 from ml_collections import ConfigDict
@@ -61,6 +63,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.seed = 0
     c.init = ""  # a model folder to begin with, to train it further
     c.frozen = ()  # parts of it that are not trained: ("text",), say
+    c.expert = ""  # of two transformers the one that is trained: "high" or "low" noise
     c.lora = ConfigDict({"rank": 0})  # above 0: of a LoRA, which alone is trained
     c.steps = 4500
     c.ema = 0.998
@@ -207,6 +210,9 @@ def further(c: ConfigDict, model: published.Published) -> None:
     c.sample.update(
         row=4096, text_row=c.data.text_tokens, steps=model.steps, guidance=model.guidance[0], solver="unipc"
     )
+    if model.switch:
+        c.expert = "high"
+        c.sample.switch = model.switch
     c.opt.update(lr=c.opt.lr if c.lora.rank else 1e-5, warmup=100)
 
 

@@ -46,7 +46,8 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
       names.py        what a table is         (wan.py, wan_vae.py, umt5.py: the tables; published.py: the sizes)
       lora.py         a small change of a transformer: read, trained, written
       files.py        safetensors and torch.save's files, tensor by tensor, read as data
-      convert.py      into a model folder, and back
+      convert.py      into a model folder, and back        (unigram.py: a tokenizer.json as a sentencepiece model)
+      quant.py        matrices in 8 bits, to paint with
     evaluate/       metrics, what the world's oracle sees, two evaluations compared  (results.py), quality over compute
 
     import sora_jax

@@ -104,6 +104,16 @@ def canvas_of(model: Model, draft: Draft) -> canvas.Canvas:
     return canvas.Canvas(made.z, np.full_like(made.start, strength), given)
 
 
+def given_of(
+    model: Model, frames: UInt8[np.ndarray, "f h w 3"], known: Bool[np.ndarray, "f2 h2 w2"]
+) -> Float[np.ndarray, "f2 h2 w2 g"]:
+    """What a transformer with channels beside the noise is told of a clip of the VAE's grid, some of whose latents are
+    known: the same, to train on, as `canvas_of` has it to paint."""
+    time, side, _ = model.grid
+    pixels = np.concatenate([known[:1], known[1:].repeat(time, 0)]).repeat(side, 1).repeat(side, 2)
+    return canvas_of(model, draft(frames, pixels, 1.0)).given
+
+
 def nothing(width: int, height: int, frames: int) -> Draft:
     """A clip of which nothing is known; its arrays take no memory."""
     shape = (frames, height, width)

@@ -37,6 +37,7 @@ from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.models.vae import VAE
 from sora_jax.models.vae_stream import stream_decode, stream_encode
 from sora_jax.pod.mesh import placed
+from sora_jax.weights import quant as bits
 
 FORMAT = 1  # of model.json; raised when an older reader would misread a newer folder
 BUNDLED = {name: Path(__file__).parent / "assets" / name for name in ("tiny", "captioner", "expander")}
@@ -193,11 +194,11 @@ class Model:
         time, side, _ = self.grid
         return 1 + -(-(frames - 1) // time), -(-height // side), -(-width // side)
 
-    def save(self, folder: str | os.PathLike, dtype: str = "float32") -> None:
+    def save(self, folder: str | os.PathLike, dtype: str | None = "float32") -> None:
         """Writes the model folder, whole or not at all; a model that was there is replaced, other files in it stay.
 
-        `dtype` of the stored parameters: float32, or bfloat16 for half the size. Raises InputError when the folder
-        holds something else than a model, OSError when the disk refuses.
+        `dtype` of the stored parameters: float32, or bfloat16 for half the size; None: as they are. Matrices in 8 bits
+        stay so. Raises InputError when the folder holds something else than a model, OSError when the disk refuses.
         """
         folder = Path(folder)
         if folder.exists() and not (folder / "model.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -211,7 +212,11 @@ class Model:
                     folder, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.model")
                 )
             for name, tree in self.params.items():
-                tensors = {path: np.asarray(leaf).astype(jnp.dtype(dtype)) for path, leaf in flat(tree).items()}
+                leaves = flat(tree)
+                tensors = {path: np.asarray(leaf) for path, leaf in bits.split(leaves).items()}
+                if dtype:
+                    wide = {path for path, leaf in leaves.items() if not bits.small(leaf)}
+                    tensors |= {path: tensors[path].astype(jnp.dtype(dtype)) for path in wide}
                 safetensors.save_file(tensors, part / f"{name}.safetensors")
                 (part / f"{name}.safetensors").chmod(0o644)
             if self.tokenizer is not None:
@@ -234,12 +239,13 @@ def find(name: str | os.PathLike) -> Path:
     return BUNDLED.get(os.fspath(name), Path(name))
 
 
-def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Sequence = ()) -> Model:
+def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Sequence = (), quant: str = "") -> Model:
     """Reads a model folder, or the bundled model "tiny"; parameters come as float32, whatever they are stored in, but
     those of a part that computes in bfloat16 stay as they are stored: it would round them so all the same. Under `with
     jax.set_mesh(...)` they lie spread over its devices. With `host` the transformers stay in the machine's memory, and
     each is on the device only while it paints; None: where there are two of them. `lora`: files to add to the
-    transformers, each a path, (path, weight) or, of two transformers, (path, weight, "high" or "low" noise).
+    transformers, each a path, (path, weight) or, of two transformers, (path, weight, "high" or "low" noise). `quant`:
+    "int8" or "float8", for the matrices of transformers and text encoder in 8 bits (`weights.quant`), LoRAs included.
 
     Raises InputError naming the file or tensor that is missing, unreadable, of another shape, or too many.
     """
@@ -275,8 +281,15 @@ def load(path: str | os.PathLike = "tiny", host: bool | None = None, lora: Seque
     for name, tree in shapes.items():
         wide = getattr(model, "dit" if name in DITS else name).dtype != "bfloat16"
         tensors = _read(folder / f"{name}.safetensors", flat(tree))
-        tensors = {path: np.asarray(x, np.float32 if wide else x.dtype) for path, x in tensors.items()}
-        part = {name: unflat(files_of.merged(tensors, added[name]) if name in added else tensors)}
+        eight = any(x.dtype == np.int8 for x in tensors.values())
+        tensors = {p: np.asarray(x, np.float32 if wide and x.dtype != np.int8 else x.dtype) for p, x in tensors.items()}
+        if name in added and eight:
+            raise InputError(
+                f"{folder} holds its {name} in int8, whose steps a LoRA is smaller than: load the model that it was "
+                'made of with the LoRA and quant="int8" (--quant int8)'
+            )
+        leaves = files_of.merged(tensors, added[name]) if name in added else bits.joined(tensors)
+        part = {name: unflat(bits.quantised(leaves, quant) if quant and name in bits.PARTS else leaves)}
         model.params |= part if host and name in DITS else placed(part)
     if "captioner" in shapes or "expander" in shapes:
         model.tokenizer = Tokenizer(folder / "tokenizer.model")
@@ -365,6 +378,7 @@ def _read(path: Path, shapes: dict) -> dict[str, np.ndarray]:
         raise InputError(f"{path.parent} has no {path.name}, which its model.json asks for") from None
     except SafetensorError:
         raise InputError(f"{path} is damaged or cut short: copy it again") from None
+    shapes = shapes | bits.steps(shapes, tensors)
     for name in sorted(tensors.keys() ^ shapes.keys()):
         what = "has a tensor that the model has no place for" if name in tensors else "lacks a tensor of the model"
         raise InputError(f"{path} {what}: {name}")

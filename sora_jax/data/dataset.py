@@ -87,6 +87,8 @@ def latents(
     end). Only `max_pixels` (width * height) shrinks larger ones; `fps` resamples, `max_frames` keeps the beginning;
     `square` keeps the square in the middle alone, as models that know one size are trained: to compare with.
     clips, seed: how many to take; of the world, the scenes of seed, seed + 1, ...
+    A model whose transformer is given what is known beside the noise (Wan 2.2's I2V) has that behind each latent, for a
+    mask of the curriculum that is drawn here for each clip (`diffusion.canvas.GIVEN`): known pixels are not in latents.
     Features: z (float16 [f h w c]), caption_short, caption_long, caption_original (the one the clip came with), name;
     width, height, frames, fps of what was encoded.
 
@@ -110,9 +112,15 @@ def latents(
     made_from |= {"clips": clips, "model": _fingerprint(vae)}
     made_from |= {"max_pixels": max_pixels, "max_frames": max_frames, "fps": fps}
     made_from |= {"square": True} if square else {}  # said only then: what was begun before it could be asked goes on
+    if beside := _given(vae):
+        from sora_jax.diffusion import canvas
+
+        made_from |= {"given": beside, "masks": list(canvas.GIVEN)}
     parts = [range(start + part.start, start + part.stop) for part in shards.split(clips, shard_size)]
     examples = functools.partial(_encoded, load, where, max_pixels, square)
-    return shards.write(out, "latents", _latent_features(vae.vae.channels), parts, examples, made_from, runner, beam)
+    return shards.write(
+        out, "latents", _latent_features(vae.vae.channels + beside), parts, examples, made_from, runner, beam
+    )
 
 
 def open_clips(path) -> shards.Records:
@@ -270,7 +278,7 @@ def _encoded(
         try:
             video, said, original, name = loaded.result()
             video = fit(middle(video) if square else video, model.grid, max_pixels)
-            z = model.encode(video).astype(np.float16)
+            z = encoded(model, video, index).astype(np.float16)
             if not np.isfinite(z).all():
                 raise InputError(f"{name}: its latents do not fit float16; is the VAE trained?")
         except Exception as error:
@@ -287,6 +295,24 @@ def _encoded(
             "frames": len(video.frames),
             "fps": video.fps,
         }
+
+
+def encoded(model: "Model", video: media.Video, seed: int) -> np.ndarray:
+    """The latents [f h w c] of a clip of the VAE's grid; behind them what is given of them, if the model's transformer
+    is given anything, for a mask drawn by the seed."""
+    z = model.encode(video)
+    if not _given(model):
+        return z
+    from sora_jax import drafts
+    from sora_jax.diffusion import canvas
+
+    known = canvas.drawn_mask(seed, z.shape[:3], model.dit.patch)
+    return np.concatenate([z, drafts.given_of(model, video.frames, known)], -1)
+
+
+def _given(model: "Model") -> int:
+    """Channels that the model's transformer is given beside each latent's own."""
+    return model.dit.given if "dit" in model.config else 0
 
 
 def _ahead(load: Callable, items: Iterable) -> Iterator[tuple[object, Future]]:

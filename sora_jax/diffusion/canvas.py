@@ -5,7 +5,8 @@ painted. start = 1: from pure noise; 0: kept bit for bit; between: repainted tha
 At global noise level u a position is at min(u, start). Every task is a builder of a canvas; there is one sampler.
 A transformer that is told what is known in channels beside the noise (`given`, Wan 2.2's I2V) paints all of a canvas.
 
-Training draws the same masks (`training_mask`), so that painting around what is known is learned, not hoped for.
+Training draws the same masks (`training_mask`), so that painting around what is known is learned, not hoped for. What
+is given beside the noise takes a VAE to make: its masks are drawn when a dataset's latents are made (`drawn_mask`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sora_jax.data.packing import grid_of, positions
+
 # The mask curriculum: what a training clip knows of itself, and the config's names for it (`config.masks`).
 MASKS = ("none", "first", "last", "ends", "frames", "box")
+
+
+# The shares of them in latents for a transformer that is given what is known: mostly first frames, as I2V is painted.
+GIVEN = (0.1, 0.5, 0.1, 0.1, 0.1, 0.1)
 
 
 class Canvas(NamedTuple):
@@ -41,6 +48,19 @@ def cells(start: Float[np.ndarray, "f h w"], grid: tuple[int, int, int]) -> Floa
     wide = start.reshape(len(start), start.shape[1] // side, side, start.shape[2] // side, side).max((2, 4))
     later = wide[1:].reshape(-1, time, *wide.shape[1:]).max(1)
     return np.concatenate([wide[:1], later])
+
+
+def drawn_mask(
+    seed: int, size: tuple[int, int, int], patch: tuple[int, int, int], shares: tuple[float, ...] = GIVEN
+) -> Bool[np.ndarray, "f h w"]:
+    """`training_mask` of one clip of latents of a size: which of them are known."""
+    grid = grid_of(size, patch)
+    pos, one = positions(grid)[None], np.ones((1, int(np.prod(grid))), np.int32)
+    known = jax.jit(training_mask, static_argnums=4)(jax.random.key(seed), pos, one, np.array([[grid]]), shares)
+    known = np.asarray(known).reshape(grid)
+    for axis, p in enumerate(patch):
+        known = known.repeat(p, axis)
+    return known[tuple(slice(n) for n in size)]
 
 
 def training_mask(

@@ -25,6 +25,7 @@ from sora_jax.errors import InputError
 
 PREDICTIONS = ("x0", "eps", "v", "velocity")
 LAWS = ("uniform", "logit_normal", "mode", "cosine")
+TRIES = 16  # see draw_within
 MIN_T = 0.02  # divisions by t or 1 - t stop here
 
 
@@ -95,3 +96,17 @@ def draw_levels(law: str, key: Array, shape: tuple[int, ...]) -> Float[Array, "*
     if law == "cosine":
         return 1.0 - 1.0 / (jnp.tan(jnp.pi / 2 * u) + 1.0)
     raise InputError(f"flow.law is {law!r}; choose one of {', '.join(LAWS)}")
+
+
+def draw_within(
+    law: str, key: Array, shape: tuple[int, ...], shift: Array | float, low: float, high: float
+) -> Float[Array, "*shape"]:
+    """Training noise levels of a law, shifted, that lie in [low, high): of TRIES draws the first that does or, should
+    none (once in 700 where each has a third of a chance), one anywhere between. Of 0 to 1 it is `draw_levels`, shifted.
+    """
+    if (low, high) == (0.0, 1.0):
+        return shifted(draw_levels(law, key, shape), shift)
+    tries = shifted(draw_levels(law, key, (TRIES, *shape)), shift)
+    within = (tries >= low) & (tries < high)
+    first = jnp.take_along_axis(tries, jnp.argmax(within, 0)[None], 0)[0]
+    return jnp.where(within.any(0), first, low + (high - low) * tries[0])

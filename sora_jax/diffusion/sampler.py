@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
@@ -39,6 +38,7 @@ from sora_jax.diffusion import flow, solvers
 from sora_jax.diffusion.canvas import Canvas
 from sora_jax.diffusion.requests import Shot, arrange, check_memory, pack, prepare
 from sora_jax.errors import InputError
+from sora_jax.models.dit import beside
 from sora_jax.pod import mesh as pod
 
 if TYPE_CHECKING:
@@ -246,23 +246,19 @@ def _walk(
     def of(table: Float[Array, "1 k"]) -> Float[Array, "1 s 1"]:
         return jnp.take_along_axis(table, batch["level"], 1)[..., None]
 
-    def beside(both: Array) -> Array:
-        """The rows, each latent with what is given of it behind it."""
+    def told(both: Array) -> Array:
+        """The rows with what is given of them, if anything is."""
         if "given" not in batch:
             return both
-        parts = (both, jnp.repeat(batch["given"], sides, 0))
-        n = int(np.prod(dit.patch))
-        return rearrange(
-            jnp.concatenate([rearrange(y, "b s (n c) -> b s n c", n=n) for y in parts], -1), "b s n c -> b s (n c)"
-        )
+        return beside(both, jnp.repeat(batch["given"], sides, 0), int(np.prod(dit.patch)))
 
     def look(x: Array, table: Array, scale: Array) -> Array:
         """x0 as the network sees it."""
         both, t0 = jnp.repeat(x, sides, 0), of(table)
         table = jnp.repeat(table, sides, 0)
         # the half thousandth is for what float32 lacks of a whole number
-        told = jnp.floor(jnp.minimum(table, solvers.TOP) * whole + 5e-4) / whole if whole else table
-        out = dit.apply({"params": params["dit"]}, beside(both), pos, seg, told, level, ctx, txt_seg, ask)
+        heard = jnp.floor(jnp.minimum(table, solvers.TOP) * whole + 5e-4) / whole if whole else table
+        out = dit.apply({"params": params["dit"]}, told(both), pos, seg, heard, level, ctx, txt_seg, ask)
         v = flow.velocity(predict, out, both, jnp.repeat(t0, sides, 0))
         if guided:  # equation (2)
             v = v[1:] + scale * (v[:1] - v[1:])

@@ -27,7 +27,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from sora_jax.models.layers import RMSNorm, attend, layer_norm, rope, rotate
+from sora_jax.models.layers import Dense, RMSNorm, attend, layer_norm, rope, rotate
 from sora_jax.pod.context import SAVED_OUT, SAVED_TRIPS
 from sora_jax.pod.mesh import PATCHES, ROWS, in_place, into, out_of, shard
 
@@ -51,6 +51,12 @@ def spread(levels: Float[Array, "b k n d"], of_level: Float[Array, "b s k"]) -> 
     return [pick(of_level, levels[:, :, i]) for i in range(levels.shape[2])]
 
 
+def beside(x: Float[Array, "b s p"], given: Float[Array, "b s q"], latents: int) -> Float[Array, "b s r"]:
+    """Patches of so many latents, each latent with what is given of it (`DiT.given`) behind its own channels."""
+    parts = (rearrange(y, "b s (n c) -> b s n c", n=latents) for y in (x, given))
+    return rearrange(jnp.concatenate(list(parts), -1), "b s n c -> b s (n c)")
+
+
 class SelfAttention(nn.Module):
     """Attention among the patches of one clip."""
 
@@ -62,12 +68,12 @@ class SelfAttention(nn.Module):
         self, x: Float[Array, "b s d"], cos: Array, sin: Array, seg: Int[Array, "b s"]
     ) -> Float[Array, "b s d"]:
         width = x.shape[-1]
-        q, k, v = (nn.Dense(width, dtype=self.dtype, dot_general=into, name=name)(x) for name in "qkv")
+        q, k, v = (Dense(width, dtype=self.dtype, dot_general=into, name=name)(x) for name in "qkv")
         q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
         q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
         q, k, v = (shard(y, ROWS, PATCHES, "tensor", None) for y in (q, k, v))
         y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, seg, seg)
-        return nn.Dense(width, dtype=self.dtype, dot_general=out_of, name="o")(rearrange(y, "b s n k -> b s (n k)"))
+        return Dense(width, dtype=self.dtype, dot_general=out_of, name="o")(rearrange(y, "b s n k -> b s (n k)"))
 
 
 class CrossAttention(nn.Module):
@@ -81,13 +87,13 @@ class CrossAttention(nn.Module):
         self, x: Float[Array, "b s d"], ctx: Float[Array, "b l d"], ask: Int[Array, "b s"], txt_seg: Int[Array, "b l"]
     ) -> Float[Array, "b s d"]:
         width = x.shape[-1]
-        q = RMSNorm(name="q_norm")(nn.Dense(width, dtype=self.dtype, dot_general=into, name="q")(x))
-        k = RMSNorm(name="k_norm")(nn.Dense(width, dtype=self.dtype, dot_general=into, name="k")(ctx))
-        v = nn.Dense(width, dtype=self.dtype, dot_general=into, name="v")(ctx)
+        q = RMSNorm(name="q_norm")(Dense(width, dtype=self.dtype, dot_general=into, name="q")(x))
+        k = RMSNorm(name="k_norm")(Dense(width, dtype=self.dtype, dot_general=into, name="k")(ctx))
+        v = Dense(width, dtype=self.dtype, dot_general=into, name="v")(ctx)
         q, k, v = (rearrange(y, "b s (n k) -> b s n k", n=self.heads) for y in (q, k, v))
         q, k, v = (shard(y, ROWS, PATCHES, "tensor", None) for y in (q, k, v))
         y = rearrange(attend(q, k, v, ask, txt_seg), "b s n k -> b s (n k)")
-        return nn.Dense(width, dtype=self.dtype, dot_general=out_of, name="o")(y)
+        return Dense(width, dtype=self.dtype, dot_general=out_of, name="o")(y)
 
 
 class Block(nn.Module):
@@ -107,9 +113,9 @@ class Block(nn.Module):
         y = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="cross_norm")(x).astype(self.dtype)
         x = x + CrossAttention(self.heads, self.dtype, name="cross")(y, ctx, ask, txt_seg)
         y = (layer_norm(x) * (1 + e[4]) + e[3]).astype(self.dtype)
-        y = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, dot_general=into, name="mlp_up")(y), approximate=True)
+        y = nn.gelu(Dense(self.mlp, dtype=self.dtype, dot_general=into, name="mlp_up")(y), approximate=True)
         y = shard(y, ROWS, PATCHES, "tensor")
-        x = x + e[5] * nn.Dense(width, dtype=self.dtype, dot_general=out_of, name="mlp_down")(y)
+        x = x + e[5] * Dense(width, dtype=self.dtype, dot_general=out_of, name="mlp_down")(y)
         return shard(x, ROWS, PATCHES, None), None
 
 

@@ -21,12 +21,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
 
 from sora_jax.models.kernels import attend_local
 from sora_jax.pod.context import spread
 
 ROPE_THETA = 1e4  # RoFormer, arXiv:2104.09864
+
+
+def as_stored(x: Array, kernel, bias: Array | None, dtype) -> tuple:
+    """What a Dense computes with, in `dtype`; a kernel in 8 bits (`weights.quant`) stays so until its product is taken
+    (`into` and `out_of` of `pod.mesh`), so that no more of it than one layer's is ever anything wider."""
+    if not hasattr(kernel, "qvalue"):
+        return promote_dtype(x, kernel, bias, dtype=dtype)
+    x, bias = promote_dtype(x, bias, dtype=dtype)
+    return x, kernel, bias
+
+
+Dense = partial(nn.Dense, promote_dtype=as_stored)  # whose kernel may be one of 8 bits
 
 
 class RMSNorm(nn.Module):

@@ -27,6 +27,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from sora_jax.errors import InputError
+from sora_jax.models.layers import Dense
 from sora_jax.pod.mesh import ROWS, into, out_of, shard
 
 PAD, EOS, UNK = 0, 1, 2  # T5's ids
@@ -179,7 +180,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b l d"], same: Array, bucket: Array, bias: Array | None):
         def dense(name, features, std):  # T5's own initial scales
             init, cut = nn.initializers.normal(std), out_of if name in ("o", "down") else into
-            return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, dot_general=cut, name=name)
+            return Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, dot_general=cut, name=name)
 
         d, inner = x.shape[-1], self.heads * self.head_width
         y = Norm(name="norm_attention")(x)

@@ -131,12 +131,12 @@ def shard(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
 
 def into(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
     """`dot_general` of a Dense into heads or hidden features, whose kernel RULES cut along its first dimension."""
-    return jax.lax.dot_general(x, _gathered(kernel, (WEIGHTS, "tensor")), dimensions, **how)
+    return jax.lax.dot_general(x, _wide(kernel, (WEIGHTS, "tensor"), x.dtype), dimensions, **how)
 
 
 def out_of(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
     """`dot_general` of a Dense out of heads or hidden features, whose kernel RULES cut along its last dimension."""
-    return jax.lax.dot_general(x, _gathered(kernel, ("tensor", WEIGHTS)), dimensions, **how)
+    return jax.lax.dot_general(x, _wide(kernel, ("tensor", WEIGHTS), x.dtype), dimensions, **how)
 
 
 def in_place(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
@@ -145,6 +145,16 @@ def in_place(x: jax.Array, kernel: jax.Array, dimensions, **how) -> jax.Array:
     rest = [None] * (x.ndim - 1)
     y = jax.lax.dot_general(shard(x, "data", *rest), shard(kernel, None, WEIGHTS), dimensions, **how)
     return shard(y, "data", *rest[1:], WEIGHTS)
+
+
+def _wide(kernel, axes: tuple, dtype) -> jax.Array:
+    """A kernel gathered for its product; one of 8 bits (`weights.quant`) is sent as such, and widened where it is used:
+    an operand of the product alone, which compilers widen on the way into it."""
+    if not hasattr(kernel, "qvalue"):
+        return _gathered(kernel, axes)
+    import qwix
+
+    return qwix.dequantize(jax.tree.map(lambda w: _gathered(w, axes), kernel)).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -224,6 +234,7 @@ def shardings(mesh: Mesh, state):
 
     def of(path, leaf) -> NamedSharding:
         path = jax.tree_util.keystr(path, simple=True, separator="/")
+        path = re.sub("kernel/(qvalue|scale)$", "kernel", path)  # of 8 bits: its steps are cut as its columns are
         if leaf.ndim == 0 or path.endswith("key"):
             return NamedSharding(mesh, PartitionSpec())
         claimed = claim(path)

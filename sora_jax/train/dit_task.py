@@ -9,6 +9,11 @@ Whatever is predicted (config.flow.predict), its error is measured as a velocity
 and none of them decides how much each noise level counts. Below `config.flow.floor` it is the error of x0 over the
 floor instead: a velocity's would grow with 1 / t there, and drown what text has to say in the last details.
 
+A transformer that is given what is known beside the noise (config.dit.given) finds it behind each latent on disk, for
+masks drawn when those were made (`data.dataset.latents`); it paints all of a clip at one noise level, and nothing of
+config.masks is drawn for it. Of a model of two transformers one is trained at a time, config.expert = "high" or "low",
+at the noise levels from config.sample.switch up or below; config.init names the model of both, export writes both.
+
 Keys of the config it reads: text, dit (fields of `TextEncoder`, `DiT`; trained together, but for the parts named in
 `frozen`), lora = dict(rank) (above 0, both stand still and a LoRA of the DiT is trained, `weights/lora.py`), flow =
 dict(predict, law, shift_base or, for all sizes, shift, floor), masks, data (see `data.pipeline.latents`; path and
@@ -26,14 +31,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from sora_jax import media
 from sora_jax.data import dataset, pipeline, worlds
+from sora_jax.data.fitting import fit
 from sora_jax.diffusion import canvas, flow
 from sora_jax.errors import InputError
 from sora_jax.model import Model, find, load
-from sora_jax.models.dit import DiT, training_flops
+from sora_jax.models.dit import DiT, beside, training_flops
 from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.pod import mesh as pod
 from sora_jax.pod.hosts import joined
@@ -55,11 +62,9 @@ def make(config) -> Task:
         raise InputError(
             f"config.dit.heads is {dit.heads}: {dit.width} channels must divide into heads of an even width"
         )
-    if dit.given:
-        raise InputError(
-            f"config.dit.given is {dit.given}: a DiT that is given a picture's latents beside the noise can paint, not "
-            "be trained, for latents on disk do not hold a picture's with grey behind it"
-        )
+    low, high = span(config)
+    eval_levels = [t for t in EVAL_LEVELS if low <= t < high] or [(low + high) / 2]
+    channels = dit.channels + dit.given  # of a latent on disk
     frozen = still(config)
     if set(frozen) - {"text", "dit"} or (len(frozen) > 1 and not config.lora.rank):
         raise InputError(f"config.frozen is {frozen}: text may stand still, or dit, but something must be trained")
@@ -69,7 +74,7 @@ def make(config) -> Task:
         keys = jax.random.split(key)
         ints = jnp.zeros((1, 8), jnp.int32)
         ctx = jnp.zeros((1, 8, config.text.width))
-        x = jnp.zeros((1, 8, int(np.prod(dit.patch)) * dit.channels))
+        x = jnp.zeros((1, 8, int(np.prod(dit.patch)) * channels))
         t = jnp.zeros((1, 1))
         params = {
             "text": text.init(keys[0], ints, ints)["params"],
@@ -86,6 +91,13 @@ def make(config) -> Task:
             return params
         return {"text": params["text"], "dit": lora.applied(params["dit"], params["lora"])}
 
+    def parts(x: Float[Array, "b s q"]) -> tuple[Array, Array | None]:
+        """Patches as on disk -> the clean ones, and what is given of each of their latents, if anything is."""
+        if not dit.given:
+            return x, None
+        each = rearrange(x, "b s (n c) -> b s n c", c=channels)
+        return tuple(rearrange(y, "b s n c -> b s (n c)") for y in jnp.split(each, [dit.channels], -1))
+
     def errors(params: dict, batch: dict, key, t: Float[Array, "b g"], known: Array) -> Float[Array, "b s"]:
         """Squared error of every patch, each clip at noise t with its known patches clean."""
         params, seg = whole(params), batch["seg"]
@@ -93,21 +105,25 @@ def make(config) -> Task:
         table = jnp.concatenate([jnp.zeros((len(t), 1)), t], 1)
         level = jnp.where(known, 0, seg)
         t_patch = jnp.take_along_axis(table, level, 1)[..., None]
-        eps = jax.random.normal(key, batch["x"].shape)
-        x_t = flow.add_noise(batch["x"], eps, t_patch)
+        x, given = parts(batch["x"])
+        eps = jax.random.normal(key, x.shape)
+        x_t = flow.add_noise(x, eps, t_patch)
         ctx = text.apply({"params": params["text"]}, batch["txt"], batch["txt_seg"])
-        out = dit.apply({"params": params["dit"]}, x_t, batch["pos"], seg, table, level, ctx, batch["txt_seg"])
-        error = flow.velocity(config.flow.predict, out, x_t, t_patch) - (eps - batch["x"])
+        heard = x_t if given is None else beside(x_t, given, int(np.prod(dit.patch)))
+        out = dit.apply({"params": params["dit"]}, heard, batch["pos"], seg, table, level, ctx, batch["txt_seg"])
+        error = flow.velocity(config.flow.predict, out, x_t, t_patch) - (eps - x)
         return jnp.square(jnp.minimum(1.0, t_patch / config.flow.floor) * error).mean(-1)
 
     def loss(params: dict, batch: dict, key) -> tuple[Array, dict]:
         key_t, key_mask, key_eps = jax.random.split(key, 3)
         grid, seg = batch["grid"], batch["seg"]
         tokens = jnp.prod(grid, -1)
-        t = flow.draw_levels(config.flow.law, key_t, tokens.shape)
         fixed = "shift" in config.flow
-        t = flow.shifted(t, config.flow.shift if fixed else flow.shift_of(tokens, config.flow.shift_base))
-        known = canvas.training_mask(key_mask, batch["pos"], seg, grid, shares)
+        shift = config.flow.shift if fixed else flow.shift_of(tokens, config.flow.shift_base)
+        t = flow.draw_within(config.flow.law, key_t, tokens.shape, shift, low, high)
+        known = jnp.zeros_like(seg, bool)  # what is given beside the noise is painted too, as it was learned
+        if not dit.given:
+            known = canvas.training_mask(key_mask, batch["pos"], seg, grid, shares)
         error = errors(params, batch, key_eps, t, known)
         paint = (seg > 0) & ~known
         total = masked_mean(error, paint)
@@ -130,8 +146,12 @@ def make(config) -> Task:
 
     def stream(path: str, seed: int, cursor, host: int = 0, hosts: int = 1, data=config.data):
         source = world(path) if path.startswith("world") else dataset.open_latents(path)
-        if len(source) and (channels := source[0]["z"].shape[-1]) != dit.channels:
-            raise InputError(f"the latents at {path} have {channels} channels, config.dit.channels is {dit.channels}")
+        if len(source) and (there := source[0]["z"].shape[-1]) != channels:
+            also = f" and config.dit.given {dit.given}: `data latents --model` must name a model of both"
+            raise InputError(
+                f"the latents at {path} have {there} channels, config.dit.channels is {dit.channels}"
+                + also * bool(dit.given)
+            )
         how = dict(tokenizer=tokenizer, patch=dit.patch, seed=seed, host=host, hosts=hosts, cursor=cursor)
         return pipeline.latents(source, data, **how)
 
@@ -145,7 +165,7 @@ def make(config) -> Task:
             scene = worlds.sample(seed, size=size, frames=frames)
             short, long = worlds.captions(scene)
             with jax.set_mesh(pod.here()):
-                z = decoder().encode(media.Video(worlds.render(scene), scene.fps))
+                z = dataset.encoded(decoder(), fit(media.Video(worlds.render(scene), scene.fps), decoder().grid), i)
             records.append({"z": z, "caption_short": short, "caption_long": long})
         return records
 
@@ -166,7 +186,7 @@ def make(config) -> Task:
 
         def losses(batches: list[dict]) -> dict[str, float]:
             keys = [jax.random.fold_in(key, i) for i in range(len(batches))]
-            found = {t: [error_at(params, b, k, jnp.float32(t)) for b, k in zip(batches, keys)] for t in EVAL_LEVELS}
+            found = {t: [error_at(params, b, k, jnp.float32(t)) for b, k in zip(batches, keys)] for t in eval_levels}
             return {f"loss_at_{t}": float(np.mean(jax.device_get(values))) for t, values in found.items()}
 
         numbers, untold = losses(held_out()), losses(held_out(told=False))
@@ -198,6 +218,21 @@ def make(config) -> Task:
         return training_flops(config.dit, used, squares, words, crossed)
 
     return Task(init, loss, batches, evaluate, pictures, flops, lambda batch: int((batch["seg"] > 0).sum()), frozen)
+
+
+def span(config) -> tuple[float, float]:
+    """The noise levels that are trained: all, or, of two transformers, those of `config.expert` around sample.switch.
+
+    Raises InputError for another expert than high or low, or a model that has no two.
+    """
+    if not config.expert:
+        return 0.0, 1.0
+    if config.expert not in ("high", "low") or "switch" not in config.sample:
+        raise InputError(
+            f"config.expert is {config.expert!r}: high or low, for noise, of a model of two transformers, or nothing"
+        )
+    switch = config.sample.switch
+    return (switch, 1.0) if config.expert == "high" else (0.0, switch)
 
 
 def still(config) -> tuple[str, ...]:

@@ -45,13 +45,14 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
         model = Model({"vae": base.config["vae"], **settings}, {"vae": base.params["vae"]})
         model.tokenizer = Tokenizer(find(config["tokenizer"]), model.text.rows, model.text.clean)
         trained = {name: tree for name, tree in shapes_of(model).items() if name != "vae"}
-        begun = {"init": "", "frozen": (), "lora": {"rank": 0}} | config  # what older runs do not say
+        begun = {"init": "", "frozen": (), "lora": {"rank": 0}, "expert": ""} | config  # what older runs do not say
         if begun["lora"]["rank"]:
             begun["frozen"] = ("text", "dit")
             trained["lora"] = lora.shapes(trained["dit"], begun["lora"]["rank"])
         frozen = {part: trained.pop(part) for part in begun["frozen"]}
-        if frozen:
-            first = load(begun["init"], host=True).params
+        if frozen or begun["expert"]:
+            whole = load(begun["init"], host=True)
+            first = whole.params | ({"dit": whole.params["dit_low"]} if begun["expert"] == "low" else {})
             model.params |= {part: first[part] for part in frozen}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trained)
@@ -61,6 +62,10 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     model.params |= restored[0]["ema"]
     if "lora" in model.params:
         model.params["dit"] = lora.applied(model.params["dit"], model.params.pop("lora"))
+    if config["task"] == "dit" and begun["expert"]:  # the other of the two is as it was, and they paint as they did
+        model.config |= {"dit_low": model.config["dit"], "sample": whole.config["sample"]}
+        mine, other = ("dit_low", "dit") if begun["expert"] == "low" else ("dit", "dit_low")
+        model.params |= {mine: model.params["dit"], other: whole.params[other]}
     if config["task"] == "vae":
         model.params["vae"] |= latent_statistics(model, config)
     model.save(out, dtype)

@@ -94,7 +94,8 @@ def run(task, config, workdir: str | Path) -> dict:
     update, abstract, fresh = prepare(task, config, mesh)
     update, fresh = joined(update), joined(fresh)
     with jax.set_mesh(mesh):  # what is loaded is spread over it
-        still = taken(config.init, frozen(task, config, mesh)) if task.frozen else {}
+        expert = {"expert": "", **config}["expert"]
+        still = taken(config.init, frozen(task, config, mesh), expert) if task.frozen else {}
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = only_run(workdir)
@@ -107,7 +108,7 @@ def run(task, config, workdir: str | Path) -> dict:
         else:
             state, cursors = fresh(), None
             if config.init:
-                state |= begun(config.init, state["params"])
+                state |= begun(config.init, state["params"], expert)
         step, done = int(state["step"]), None
         host, hosts = pod.readers(mesh)
         cursor = redeal(cursors, hosts)[host] if cursors else None
@@ -222,13 +223,14 @@ def prepare(task, config, mesh):
     return update, abstract, fresh
 
 
-def begun(name: str, params: dict) -> dict:
+def begun(name: str, params: dict, expert: str = "") -> dict:
     """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices; a LoRA as it is.
+    expert: "high" or "low", where it holds two transformers, the one that is trained.
 
     Raises InputError where the folder is no model, or one of other shapes.
     """
     like = {part: tree for part, tree in params.items() if part in FOLDER}
-    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, like), like)  # copies
+    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, like, expert), like)  # copies
     return {"params": params | began, "ema": jax.tree.map(jnp.copy, params | began)}
 
 
@@ -244,15 +246,20 @@ def laid_out(shapes, mesh):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, spread)
 
 
-def taken(name: str, like: dict) -> dict:
-    """The model folder's weights of the shapes and on the devices of `like`, in the types in which they are stored.
-    Raises InputError as `begun`, and where no model is named."""
+def taken(name: str, like: dict, expert: str = "") -> dict:
+    """The model folder's weights of the shapes and on the devices of `like`, in the types in which they are stored; of
+    two transformers those of the `expert`. Raises InputError as `begun`, and where no model is named."""
     if not name:
         raise InputError(f"{' and '.join(sorted(like))} would stay as drawn: give --config.init, the model they are of")
-    given = flat(load(name, host=True).params)  # transformers go where they will lie, by no way over one device
+    params = load(name, host=True).params  # transformers go where they will lie, by no way over one device
+    if expert and "dit_low" not in params:
+        raise InputError(f"config.expert is {expert!r}, but config.init = {name} holds no two transformers")
+    given = flat(params | ({"dit": params["dit_low"]} if expert == "low" else {}))
 
     def take(path, x):
         path = jax.tree_util.keystr(path, simple=True, separator=".")
+        if hasattr(given.get(path), "qvalue"):
+            raise InputError(f"config.init = {name} is a model in 8 bits, to paint with: train the one it was made of")
         if path not in given or given[path].shape != x.shape:
             has = f"is {list(given[path].shape)} there" if path in given else "is not there"
             raise InputError(f"config.init = {name} is a model of another kind: {path} {has}, {list(x.shape)} here")

@@ -19,7 +19,7 @@ import numpy as np
 
 from sora_jax.errors import InputError
 from sora_jax.model import FORMAT, flat
-from sora_jax.weights import files, published, umt5, wan, wan_vae
+from sora_jax.weights import files, published, umt5, unigram, wan, wan_vae
 from sora_jax.weights.files import Tensor, Writer
 from sora_jax.weights.names import Place, places
 
@@ -55,7 +55,7 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
     for source in sources:
         if (source / "model.json").is_file():
             raise InputError(f"{source} is a model folder of sora_jax already: use it as it is")
-        if source.name == TOKENIZER:
+        if source.name in (TOKENIZER, unigram.NAME):
             continue
         for paths in files.checkpoints(source):
             found = identify(paths)
@@ -63,15 +63,8 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
                 before = next(iter(parts[found.part].tensors.values())).path
                 raise InputError(f"{before} and {paths[0]} are both a {found.part}: give one of them")
             parts[found.part] = found
-    tokenizers = [path for source in sources for path in ([source] if source.is_file() else source.rglob(TOKENIZER))]
-    tokenizers = [path for path in tokenizers if path.name == TOKENIZER]
-    stray = [path for source in sources if source.is_dir() for path in source.rglob("tokenizer.json")]
-    if stray and not tokenizers:
-        raise InputError(
-            f"{stray[0]} is a tokenizer without the sentencepiece model that it was made of: give {TOKENIZER} too, "
-            "which the folders of its text encoder hold"
-        )
-    if not parts and not tokenizers:
+    tokenizer = tokenizer_of(sources)
+    if not parts and tokenizer is None:
         raise InputError(f"there is no checkpoint in {', '.join(map(str, sources))}")
     if out.exists() and not (out / "model.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something that is not a model: choose another place for it")
@@ -83,9 +76,9 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
             written.append((out / f".{part}.safetensors.part", out / f"{part}.safetensors"))
             fill(found, written[-1][0])
             config[part] = found.fields
-        if tokenizers:
+        if tokenizer is not None:
             written.append((out / ".tokenizer.part", out / "tokenizer.model"))
-            written[-1][0].write_bytes(tokenizers[0].read_bytes())
+            written[-1][0].write_bytes(tokenizer)
         if "dit" in config and parts.keys() & {"dit", "dit_low"}:
             config |= painting(config)
         written.append((out / ".model.json.part", out / "model.json"))
@@ -96,7 +89,20 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
         for part, _ in written:
             part.unlink(missing_ok=True)
     counts = {part: sum(int(np.prod(shape)) for shape in found.ours.values()) for part, found in parts.items()}
-    return {"path": str(out), "parameters": counts, "tokenizer": bool(tokenizers)}
+    return {"path": str(out), "parameters": counts, "tokenizer": tokenizer is not None}
+
+
+def tokenizer_of(sources: Sequence[Path]) -> bytes | None:
+    """The first sentencepiece model of files and folders, or what a tokenizer.json is as one; None where neither is.
+
+    Raises InputError for a tokenizer.json that is not of T5's kind.
+    """
+    for name, read in ((TOKENIZER, Path.read_bytes), (unigram.NAME, unigram.model)):
+        for source in sources:
+            found = [source] if source.is_file() else sorted(source.rglob(name))
+            if found and found[0].name == name:
+                return read(found[0])
+    return None
 
 
 def painting(config: Mapping) -> dict:
