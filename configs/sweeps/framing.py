@@ -1,6 +1,6 @@
 """Native sizes against square crops: the same images, once as they are and once as the square in their middle.
 
-    sora-jax data latents world --model runs/vae-model --clips 24000 --seed 1000000 --max-frames 1 --square \\
+    sora-jax data latents world --model runs/vae-model --clips 8000 --seed 1000000 --max-frames 1 --square \\
         --out runs/squares
     python launch/sweep.py configs/sweeps/framing.py --out runs/framing
     for kind in native square; do
@@ -19,6 +19,7 @@ STEPS = 300
 
 
 def sweep(add) -> None:
-    shared = {"dit.width": 96, "dit.mlp": 384, "steps": STEPS, "eval_every": STEPS, "picture_every": 0}
+    # of scaling.py's width96, which `native` is again
+    shared = {"dit.width": 96, "dit.mlp": 384, "dit.heads": 3, "steps": STEPS, "eval_every": STEPS, "picture_every": 0}
     for name, path in (("native", "runs/images"), ("square", "runs/squares")):
         add(name, {**shared, "data.path": path, "data.held_out": "runs/held-out-images"})

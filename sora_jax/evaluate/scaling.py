@@ -136,10 +136,10 @@ def paint(row: dict, seeds: int, steps: int | None) -> dict:
 
 def table(result: dict) -> str:
     """The study for people."""
-    lines = [f"{'':12}{'steps':>7}{'PFLOP':>9}{'held out':>10}" + "".join(f"{name:>9}" for name in SCORES)]
+    lines = [f"{'':12}{'steps':>7}{'TFLOP':>9}{'held out':>10}" + "".join(f"{name:>9}" for name in SCORES)]
     for row in result["members"]:
         cells = "".join(f"{100 * row[name]:>8.0f}%" if row.get(name) is not None else f"{'-':>9}" for name in SCORES)
-        lines.append(f"{row['name']:12}{row['steps']:>7}{row['compute'] / 1e15:>9.3f}{row['loss']:>10.4f}{cells}")
+        lines.append(f"{row['name']:12}{row['steps']:>7}{row['compute'] / 1e12:>9.3g}{row['loss']:>10.4f}{cells}")
     lines.append(f"L = {result['a']:.3g} C^-{result['b']:.3f}, fitted to {', '.join(result['fitted'])}")
     if "predicted" in result:
         said = result["predicted"]
@@ -147,7 +147,7 @@ def table(result: dict) -> str:
         lines.append(f"{said['name']}: predicted {said['loss']:.4f}, measured {said['measured']:.4f} ({off:+.1%})")
     else:
         said = result["expected"]
-        lines.append(f"at {said['compute'] / 1e15:.3f} PFLOP: predicted {said['loss']:.4f}")
+        lines.append(f"at {said['compute'] / 1e12:.3g} TFLOP: predicted {said['loss']:.4f}")
     return "\n".join(lines)
 
 
