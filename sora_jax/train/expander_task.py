@@ -40,7 +40,6 @@ from sora_jax.train.tasks import Task
 WORDINGS = 16  # of a scene's long caption that are tried for a short one
 EVAL_BATCHES = 4
 EVAL_PROMPTS = 64  # expanded and parsed at every evaluation
-SHOWN = 12
 
 
 def make(config) -> Task:
@@ -107,9 +106,9 @@ def make(config) -> Task:
         return numbers
 
     def pictures(params: dict, folder: Path, step: int) -> None:
-        """Nothing to paint: what it makes of a few held-out prompts, as text."""
-        shorts = [worlds.captions(scene)[0] for scene in held_out()[1][:SHOWN]]
-        longs = long_of(model_of(params), shorts, 0.0, [0] * SHOWN)
+        """Nothing to paint: what it makes of the held-out prompts, as text."""
+        shorts = [worlds.captions(scene)[0] for scene in held_out()[1]]
+        longs = long_of(model_of(params), shorts, 0.0, [0] * len(shorts))
         text = "".join(f"{short}\n    {long}\n" for short, long in zip(shorts, longs))
         (folder / f"{step:07d}.txt").write_text(text)
 
