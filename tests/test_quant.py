@@ -107,7 +107,7 @@ def test_a_folder_in_int8_comes_back_and_paints_the_same(folder, tmp_path, capsy
 def test_eight_devices_are_one(folder):
     """A kernel's steps lie as its columns do."""
     model = load(folder, quant="int8")
-    mesh = pod.make(dict(data=1, fsdp=2, context=2, ring=1, tensor=2))
+    mesh = pod.make(dict(data=1, fsdp=2, context=2, ring=2, tensor=2))
     with jax.set_mesh(mesh):
         spread = load(folder, quant="int8")
         kernel = spread.params["dit"]["blocks"]["self"]["q"]["kernel"]

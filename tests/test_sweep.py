@@ -138,7 +138,6 @@ def test_a_law_of_sizes_predicts_the_largest(tmp_path, capsys):
     told = scaling.evaluate(trainings(tmp_path / "bent", bent), seeds=0)
     assert told["b"] == pytest.approx(0.12) and told["predicted"]["measured"] == 0.5
     rows = scaling.members(tmp_path / "law")
-    assert [row["name"] for row in scaling.at_times(rows)] == ["w1", "w4", "w16"]
     scaling.draw(rows, told, tmp_path / "law.png")
     assert (tmp_path / "law.png").stat().st_size > 5000
     with pytest.raises(InputError, match="3 make a law"):

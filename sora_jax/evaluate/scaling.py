@@ -8,12 +8,13 @@ recomputation), as its log says. The law has no floor, so it is a law of the ran
 arXiv:2001.08361, section 1.2). The largest is predicted from the rest, also when it has not been run yet.
 
 Beside the losses stand what the world's oracle sees in images that each model paints of the same held-out prompts, and
-one prompt and one seed painted at about 1, 4 and 16 times the least compute.
+the same prompts and seed painted by each.
 """
 
 import json
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from sora_jax.errors import InputError
 from sora_jax.evaluate import world
 from sora_jax.evaluate.report import metrics
 
-TIMES = (1, 4, 16)
 SIZE, SEED = (64, 64), 3
 PROMPTS = ("a large red circle", "a large blue star", "a yellow triangle and a purple cross")
 SCORES = ("color", "shape", "count")
@@ -65,13 +65,6 @@ def members(sweep: str | Path) -> list[dict]:
     return sorted(found, key=lambda row: row["compute"])
 
 
-def at_times(rows: list[dict]) -> list[dict]:
-    """The members nearest to TIMES the least compute, each once."""
-    least = rows[0]["compute"]
-    near = [min(rows, key=lambda row: abs(np.log(row["compute"] / least / times))) for times in TIMES]
-    return list({row["name"]: row for row in near}.values())
-
-
 def evaluate(
     sweep: str | Path,
     *,
@@ -105,11 +98,8 @@ def evaluate(
         row |= painted[row["name"]]["scores"]
     if picture:
         draw(rows, told, Path(picture))
-        chosen = at_times(rows)
-        least = rows[0]["compute"]
-        names = [f"{row['compute'] / least:.0f} x the compute ({row['name']}): {p}" for row in chosen for p in PROMPTS]
-        clips = [clip for row in chosen for clip in painted[row["name"]]["clips"]]
-        media.contact_sheet(clips, names, Path(picture).with_stem(Path(picture).stem + "-samples"))
+        clips = [painted[row["name"]]["clips"] for row in rows]
+        draw_samples(rows, clips, Path(picture).with_stem(Path(picture).stem + "-samples"))
     result = {**told, "members": [{k: v for k, v in row.items() if k != "workdir"} for row in rows]}
     print(table(result))
     print(json.dumps(result))
@@ -185,3 +175,19 @@ def draw(rows: list[dict], told: dict, path: Path) -> None:
         axis.grid(alpha=0.25, which="both")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def draw_samples(rows: list[dict], clips: list[list[media.Video]], path: Path) -> None:
+    """What each member painted of PROMPTS: a column for each, its compute above."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 * len(rows), 1.75 * len(PROMPTS)), layout="constrained")
+    axes = figure.subplots(len(PROMPTS), len(rows), squeeze=False)
+    for column, (row, painted) in enumerate(zip(rows, clips)):
+        axes[0, column].set_title(f"{row['compute'] / rows[0]['compute']:.2g} x compute", fontsize=9)
+        for axis, clip in zip(axes[:, column], painted):
+            axis.imshow(clip.frames[0], interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+    for axis, prompt in zip(axes[:, 0], PROMPTS):
+        axis.set_ylabel("\n".join(textwrap.wrap(prompt, 18)), fontsize=8)
+    figure.savefig(path, dpi=110)
