@@ -5,9 +5,9 @@
     python launch/sweep.py configs/sweeps/scaling.py --out runs/scaling
     sora-jax evaluate scaling runs/scaling --picture runs/scaling.png
 
-Needs runs/images, runs/vae-model and runs/tokenizer.model: see configs/dit.py. The widths span 25 times
-in compute; expect held-out losses on a line of log over log, and the widest within a few percent of what the others
-predict. Half an hour on two CPU cores, by estimate.
+Needs runs/images, runs/vae-model and runs/tokenizer.model: see configs/dit.py. The widths span 26 times
+in compute; expect held-out losses of 0.673, 0.608, 0.552, 0.476, 0.451 and 0.416, a law of C^-0.167 through the first
+five, and the widest 6 % above what that law says. An hour on two CPU cores beside other work.
 """
 
 CONFIG = "configs/dit.py:images"
