@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sora_jax.errors import InputError
 from sora_jax.evaluate import report, scaling
@@ -97,8 +98,11 @@ def test_a_report_shows_every_metric_and_is_whole(tmp_path):
     workdir = run_of(tmp_path / "run", [*lines, {"step": 30, "eval/loss": 0.5}])
     titles = [title for title, _ in report.figures(report.metrics(workdir / "metrics.jsonl"))]
     assert titles == ["loss, and held out", "loss by noise level, quarters from clean (t0) to noise (t3)", "others"]
+    (workdir / "samples").mkdir()
+    (workdir / "samples/0000010.txt").write_text("a <star>")
+    Image.new("RGB", (8, 8)).save(workdir / "samples/0000020.png")
     page = report.write(workdir).read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 3 and "<pre>a &lt;star&gt;</pre>" in page and 'alt="samples at 0000020"' in page
     assert "step 30 of 40" in page
     assert "held out 0.5000 at step 30" in page
     assert "&lt;a &amp; b&gt;" in page, "what the config says is text, not HTML"

@@ -81,8 +81,8 @@ def flat(tree: dict, prefix: str = "") -> dict:
 
 
 def sheets(folder: Path) -> list[Path]:
-    """At most SHEETS of the contact sheets, evenly from the first to the last."""
-    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    """At most SHEETS of the contact sheets (of a model of text alone: of its texts), evenly from first to last."""
+    found = sorted([*folder.glob("*.png"), *folder.glob("*.txt")]) if folder.is_dir() else []
     if len(found) <= SHEETS:
         return found
     return [found[round(i * (len(found) - 1) / (SHEETS - 1))] for i in range(SHEETS)]
@@ -139,14 +139,17 @@ def curves(lines: Sequence[dict], names: Sequence[str], log: bool) -> str:
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
-def embedded(path: Path) -> str:
-    """A picture as a data URL, no wider than SHEET_WIDTH."""
+def sample(path: Path) -> str:
+    """What a sample file shows: its text, or its picture as a data URL, no wider than SHEET_WIDTH."""
+    if path.suffix == ".txt":
+        return f"<pre>{html.escape(path.read_text())}</pre>"
     picture = Image.open(path).convert("RGB")
     if picture.width > SHEET_WIDTH:
         picture = picture.resize((SHEET_WIDTH, round(picture.height * SHEET_WIDTH / picture.width)))
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="data:image/webp;base64,{data}" alt="samples at {html.escape(path.stem)}">'
 
 
 def page(name: str, config: dict, lines: list[dict], pictures: list[Path], checkpoints: list[tuple]) -> str:
@@ -162,8 +165,7 @@ def page(name: str, config: dict, lines: list[dict], pictures: list[Path], check
         facts += [f"goodput {last['goodput']:.2f}"]
     drawn = "\n".join(f"<figure><figcaption>{title}</figcaption>{svg}</figure>" for title, svg in figures(lines))
     painted = "\n".join(
-        f'<figure><figcaption>{html.escape(path.stem.lstrip("0") or "0")}</figcaption><img src="{embedded(path)}" '
-        f'alt="samples at {html.escape(path.stem)}"></figure>'
+        f"<figure><figcaption>{html.escape(path.stem.lstrip('0') or '0')}</figcaption>{sample(path)}</figure>"
         for path in pictures
     )
     settings = rows(

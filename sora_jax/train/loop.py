@@ -94,7 +94,7 @@ def run(task, config, workdir: str | Path) -> dict:
     update, abstract, fresh = prepare(task, config, mesh)
     update, fresh = joined(update), joined(fresh)
     with jax.set_mesh(mesh):  # what is loaded is spread over it
-        expert = {"expert": "", **config}["expert"]
+        expert = config.get("expert", "")
         still = taken(config.init, frozen(task, config, mesh), expert) if task.frozen else {}
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
