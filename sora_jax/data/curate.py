@@ -69,7 +69,8 @@ def curate(
     found = {"out": report["out"], "files": len(items), "skipped": report["skipped"]} | verdict(report["out"], keep)
     if shots.spent["cpu"] and not beam:
         found["frames_per_core_second"] = round(shots.spent["frames"] / shots.spent["cpu"], 1)
-        found["decoding"] = round(1 - shots.spent["scoring"] / shots.spent["cpu"], 3)
+        share = 1 - shots.spent["scoring"] / shots.spent["cpu"]  # judged by a few frames: a pause may take it anywhere
+        found["decoding"] = round(min(max(share, 0.0), 1.0), 3)
     return found
 
 

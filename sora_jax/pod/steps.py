@@ -41,7 +41,7 @@ def trained(config, mesh) -> Step:
     frozen = loop.frozen(task, config, mesh)
     data, dit = config.data, config.dit
     shapes = {
-        "x": ((data.rows, data.row, math.prod(dit.patch) * (dit.channels + dit.given)), jnp.float32),
+        "x": ((data.rows, data.row, math.prod(dit.patch) * (dit.channels + dit.get("given", 0))), jnp.float32),
         "pos": ((data.rows, data.row, 3), jnp.int32),
         "seg": ((data.rows, data.row), jnp.int32),
         "grid": ((data.rows, data.segments, 3), jnp.int32),
