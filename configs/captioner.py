@@ -9,8 +9,8 @@
 
 Variants:
     tiny    the bundled one's: 1.6M parameters, clips of the embedded world thinned to 9 frames.
-    images  what it begins with: the world's scenes as images, a third of a clip's patches. At the end all colours, shapes,
-            textures and counts of 64 held-out images are told right; 1.5 s a step on one core.
+    images  what it begins with: the world's scenes as images, a third of a clip's patches. At the end all colours,
+            shapes, textures and counts of 64 held-out images are told right; 1.5 s a step on one core.
     short   both kinds at once, a few minutes on two cores: says colours, not yet much else.
     smoke   20 steps in about a minute, a checkpoint every 5.
 """
