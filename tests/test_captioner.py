@@ -253,3 +253,9 @@ def test_a_captioner_that_knows_nothing_is_judged_so(model, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == result and len(lines) == len(result) - 1  # a line a score, and the JSON one
     assert result["clips"] == 4 and result["object"] == 0 and result["bleu"] < 0.1
+
+
+def test_the_bundled_one_tells_what_is_there():
+    """A handful of held-out scenes; `sora-jax evaluate captions` asks 500."""
+    scores = judge.judged(load("captioner"), 12, worlds.HELD_OUT)
+    assert scores["color"] >= 0.9 and scores["object"] >= 0.85 and scores["count"] >= 0.8
