@@ -162,3 +162,9 @@ def test_a_step_reaches_every_weight_and_lowers_the_loss():
     assert all(norms.values()), [name for name, norm in norms.items() if not norm]  # every weight is learned
     after, _ = loss(jax.tree.map(lambda p, g: p - 0.1 * g / (1 + jnp.abs(g).max()), params, grads))
     assert float(after) < float(value)
+
+
+def test_the_bundled_one_describes_and_loses_nothing():
+    made = expand("a blue star and a yellow triangle", "tiny", seed=1)
+    assert made.source == "expander:tiny" and not made.warning and len(made.text) > 2 * len(made.prompt)
+    assert not lost(made.prompt, made.text)
