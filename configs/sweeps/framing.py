@@ -13,7 +13,7 @@ Needs runs/images, runs/held-out-images, runs/vae-model and runs/tokenizer.model
 A caption tells of all objects, also of those that the crop cut: the model of squares should learn to cut objects off
 (`framing`) and to paint too few of them (`count`). After 300 steps of as many patches each neither paints whole objects
 that could be cut off; expect framing of 0.17 for both, counts of 0.18 native and 0.10 square, and colours of 0.72 and
-0.85: a crop has 0.82 of the patches, so that a step shows more images. Half an hour on two CPU cores beside other work.
+0.85: a crop has 0.82 of the patches, so that a step shows more images. Three quarters of an hour beside other work.
 """
 
 CONFIG = "configs/dit.py:images"

@@ -22,8 +22,6 @@ from sora_jax.data.packing import grid_of, positions
 
 # The mask curriculum: what a training clip knows of itself, and the config's names for it (`config.masks`).
 MASKS = ("none", "first", "last", "ends", "frames", "box")
-
-
 # The shares of them in latents for a transformer that is given what is known: mostly first frames, as I2V is painted.
 GIVEN = (0.1, 0.5, 0.1, 0.1, 0.1, 0.1)
 

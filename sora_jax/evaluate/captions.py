@@ -176,6 +176,7 @@ def evaluate(model="captioner", *, clips: int = 500, first: int = worlds.HELD_OU
     result = {**scores, "clips": clips, "first_seed": first}
     if not quiet:
         for name, value in scores.items():
-            print(f"{name:10} {'-' if value is None else f'{100 * value:5.1f}'}")
+            whole = 1 if name == "cider" else 100  # percent, but of CIDEr's 10
+            print(f"{name:10} {'-' if value is None else f'{whole * value:5.1f}'}")
     print(json.dumps(result))
     return result
