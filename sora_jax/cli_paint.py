@@ -173,7 +173,8 @@ def produce(args, run: Callable, still: bool = False, sources=()) -> None:
         bar.total = of
         bar.update(done - bar.n)
 
-    how = {"seed": args.seed, "steps": args.steps, "guidance": args.guidance, "negative": args.negative}
+    how = {"seed": args.seed, "steps": args.steps, "solver": args.solver, "guidance": args.guidance}
+    how["negative"] = args.negative
     with bar:
         fps, pieces = run(model, how | {"cache": args.cache, "progress": progress})
         facts, shown = write(args.out, fps, pieces, keep=bool(args.sheet), about=args.about)
@@ -306,6 +307,7 @@ def common(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help="solver steps, or noise levels 1,...,0 (default: the model's)",
     )
+    p.add_argument("--solver", metavar="NAME", help="euler, renoise, dpm2m or unipc (default: the model's)")
     p.add_argument(
         "--guidance",
         type=flags.numbers,

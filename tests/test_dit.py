@@ -16,7 +16,7 @@ ROW, TEXT, WIDTH = 48, 24, 48
 
 @pytest.fixture(scope="module")
 def dit():
-    return DiT(width=WIDTH, depth=2, heads=2, mlp=96, channels=4, dtype="float32")
+    return DiT(width=WIDTH, depth=2, heads=2, mlp=96, channels=4, gated=True, dtype="float32")
 
 
 @pytest.fixture(scope="module")

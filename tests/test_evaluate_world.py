@@ -24,7 +24,7 @@ class Perfect:
     def decode(self, z):
         return Video(z, 8.0)
 
-    def generate(self, prompt, *, size, frames, seed, steps, guidance):
+    def generate(self, prompt, *, size, frames, seed, steps, solver, guidance):
         videos = []
         for text, (w, h), f in zip(prompt, size, frames, strict=True):
             scene = self.scenes[text]

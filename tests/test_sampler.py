@@ -109,7 +109,8 @@ def test_the_cache_looks_while_there_is_news_and_never_without():
     assert looks(0.01, 1.0) == 20 and 2 < looks(0.1, 1.0) < 15
 
 
-def test_noise_does_not_depend_on_neighbours():
+@pytest.mark.parametrize("solver", ["euler", "renoise"])
+def test_noise_does_not_depend_on_neighbours(solver):
     class Still(Exact):
         def apply(self, variables, x, *rest):
             return 0 * x
@@ -117,11 +118,21 @@ def test_noise_does_not_depend_on_neighbours():
     painter = Painter(0.0)
     painter.dit = Still(0.0)
     grids = [(1, 4, 4), (2, 6, 4), (1, 2, 2)]
-    together = sampler.paint(painter, [canvas.blank(g, 4) for g in grids], ["a", "b", "c"], **settings())
-    alone = sampler.paint(painter, [canvas.blank(grids[0], 4)], ["a"], **settings())
+    together = sampler.paint(painter, [canvas.blank(g, 4) for g in grids], ["a", "b", "c"], **settings(solver=solver))
+    alone = sampler.paint(painter, [canvas.blank(grids[0], 4)], ["a"], **settings(solver=solver))
     assert (together[0] == alone[0]).all()
-    again = sampler.paint(painter, [canvas.blank(g, 4) for g in grids], ["a", "b", "c"], **settings())
+    again = sampler.paint(painter, [canvas.blank(g, 4) for g in grids], ["a", "b", "c"], **settings(solver=solver))
     assert all((a == b).all() for a, b in zip(together, again))
+
+
+def test_every_step_and_patch_has_noise_of_its_own():
+    eps = jax.random.normal(jax.random.key(0), (1, 500, 16))
+    one, other = solvers.fresh(eps, 1), solvers.fresh(eps, 2)
+    assert (solvers.fresh(eps, 1) == one).all()
+    columns = np.concatenate([x[0].T for x in (eps, one, other)])  # 48 times 500 draws
+    np.testing.assert_allclose(np.cov(columns), np.eye(48), atol=0.3)
+    patches = np.corrcoef(np.concatenate([x[0, :20] for x in (eps, one, other)], 1))
+    assert np.abs(patches - np.eye(20)).max() < 0.6
 
 
 def test_rows_hold_every_canvas_once_and_overflow_into_longer_rows(capsys):

@@ -145,7 +145,7 @@ def test_solvers_are_diffusers_step_for_step(name):
         x, past = carry
         t = at[1]
         x0 = x - t * (jnp.sin(2 * x) + x * t - jnp.cos(5 * t))
-        x, past = solvers.advance(solver, x, x0, past, solvers.Levels(*at), lambda table: table[..., None])
+        x, past = solvers.advance(solver, x, x0, past, solvers.Levels(*at), lambda table: table[..., None], None)
         return (x, past), x
 
     early = jnp.concatenate([sigmas[:1], sigmas[:1], sigmas])[:, 0]

@@ -278,7 +278,8 @@ def _walk(
         smooth = (seen.ago + 1) * seen.rate < cache  # equation (3)
         seen = jax.lax.cond(smooth, lambda: seen._replace(ago=seen.ago + 1), look_again)
         x0 = seen.x0 + seen.ago * seen.slope
-        x, past = solvers.advance(solver, x, x0, past, solvers.Levels(*map(levels, us)), of)
+        noise = partial(solvers.fresh, batch["eps"], i)
+        x, past = solvers.advance(solver, x, x0, past, solvers.Levels(*map(levels, us)), of, noise)
         if ticking:
             jax.debug.callback(lambda i: _Tick.current(i), i)
         return (x, past, seen), None

@@ -117,7 +117,7 @@ def paint(row: dict, seeds: int, steps: int | None) -> dict:
         scenes = [worlds.sample(worlds.HELD_OUT + i, frames=1) for i in range(seeds)]
         prompts = world.prompts(scenes)
         judged = world.score(
-            list(map(world.judge, world.paint(model, scenes, prompts, 16, 0, steps, None), scenes, prompts))
+            list(map(world.judge, world.paint(model, scenes, prompts, 16, 0, {"steps": steps}), scenes, prompts))
         )
         scores = {name: judged[name] for name in SCORES}
     clips = model.generate(list(PROMPTS), size=SIZE, frames=1, seed=SEED, steps=steps)

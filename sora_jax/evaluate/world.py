@@ -96,6 +96,7 @@ def evaluate(
     batch: int = 16,
     seed: int = 0,
     steps: int | None = None,
+    solver: str | None = None,
     guidance: float | None = None,
     quiet: bool = False,
     out: str | None = None,
@@ -103,8 +104,8 @@ def evaluate(
     """Scores a model (or the folder or name of one) on `seeds` scenes from `first` on; prints a table and a JSON line.
 
     `frames`: of every scene (1: images), else each its own; `batch` prompts are painted together; `seed`, `steps`,
-    `guidance` as in `Model.generate`; `quiet`: no table; `out`: a folder for the result and its page, with the clips
-    and the truth beside them (`results.write`).
+    `solver`, `guidance` as in `Model.generate`; `quiet`: no table; `out`: a folder for the result and its page, with
+    the clips and the truth beside them (`results.write`).
     Returns what the JSON line holds: the scores of the model, `vae_psnr`, `ceiling` and `truth` (the scores of the
     clips after the VAE and as rendered), and `by`: model and ceiling by size, frames, motion and caption.
     """
@@ -123,7 +124,8 @@ def evaluate(
         for scene, frames in zip(scenes, truth, strict=True):
             passed.append(model.decode(model.encode(Video(frames, scene.fps))).frames)
             bar.update()
-        painted = paint(model, scenes, texts, batch, seed, steps, guidance, bar.update)
+        how = dict(steps=steps, solver=solver, guidance=guidance)
+        painted = paint(model, scenes, texts, batch, seed, how, bar.update)
 
     told, ceiling, rendered = (list(map(judge, clips, scenes, texts)) for clips in (painted, passed, truth))
     by: dict[str, dict] = {}
@@ -183,7 +185,7 @@ def groups(scenes: list[worlds.Scene]) -> Iterator[tuple[str, str, list[int]]]:
                 yield kind, name, np.flatnonzero(mask).tolist()
 
 
-def paint(model, scenes, texts, batch, seed, steps, guidance, progress=lambda n: None) -> list[np.ndarray]:
+def paint(model, scenes, texts, batch, seed, how: dict, progress=lambda n: None) -> list[np.ndarray]:
     """The model's clips for the prompts, each in the size and length of its scene; like sizes are painted together."""
     order = sorted(range(len(scenes)), key=lambda i: scenes[i].width * scenes[i].height * (scenes[i].frames + 3))
     painted: list = [None] * len(scenes)
@@ -194,8 +196,7 @@ def paint(model, scenes, texts, batch, seed, steps, guidance, progress=lambda n:
             size=[(scenes[i].width, scenes[i].height) for i in some],
             frames=[scenes[i].frames for i in some],
             seed=seed + at,
-            steps=steps,
-            guidance=guidance,
+            **how,
         )
         for i, video in zip(some, videos, strict=True):
             painted[i] = video.frames

@@ -11,6 +11,13 @@ Shaped like Wan 2.1 (arXiv:2503.20314): with e = table + time projection, in the
     x += CrossAttention(LN_affine(x), ctx)                 no gate
     x += e_6 * MLP(LN(x) (1 + e_5) + e_4)                  GELU-tanh
 
+and of what it hears each patch says how much is passed on, value by value (`gated`; Wan does not):
+
+    prediction = head(y) + head_gate(y) * x,    y = LN(x_last) (1 + e_2') + e_1'
+
+Where a patch is flat its clean value is known, and what is left to predict is a multiple of x, which a narrow stream
+hardly carries through its layers: the product says it at once (configs/sweeps/gate.py).
+
 A patch has its own noise level, but a row has few distinct ones: modulation is computed per (row, level) and gathered,
 for a table per patch would not fit at scale. Layers are scanned and rematerialised: one compiled block at any depth.
 Weights are float32; matrices multiply in `dtype`; norms, modulation, softmax and the residual stream are float32.
@@ -27,6 +34,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from sora_jax.errors import InputError
 from sora_jax.models.layers import Dense, RMSNorm, attend, layer_norm, rope, rotate
 from sora_jax.pod.context import SAVED_OUT, SAVED_TRIPS
 from sora_jax.pod.mesh import PATCHES, ROWS, in_place, into, out_of, shard
@@ -123,9 +131,9 @@ class DiT(nn.Module):
     """See the file's head.
 
     width, depth, heads, mlp: the transformer's sizes; patch: latents per patch along (frames, rows, columns);
-    channels: of the latents; given: channels of what else is known of each latent, behind its own in x; remat:
-    recompute a block's insides in the backward pass instead of keeping them, except `keep`: "nothing", "attention"
-    (its results) or "heads" (q, k and v as well, and what several devices exchanged).
+    channels: of the latents; gated: the head's product with x; given: channels of what else is known of each latent,
+    behind its own in x; remat: recompute a block's insides in the backward pass instead of keeping them, except `keep`:
+    "nothing", "attention" (its results) or "heads" (q, k and v as well, and what several devices exchanged).
     """
 
     width: int
@@ -133,6 +141,7 @@ class DiT(nn.Module):
     heads: int
     mlp: int
     channels: int = 16
+    gated: bool = False
     given: int = 0
     patch: tuple[int, int, int] = (1, 2, 2)
     remat: bool = True
@@ -151,8 +160,14 @@ class DiT(nn.Module):
         txt_seg: Int[Array, "b l"],
         ask: Int[Array, "b s"] | None = None,
     ) -> Float[Array, "b s p"]:
-        """The prediction (see `flow.PREDICTIONS`) for every patch, in float32. ask None: each its clip's text."""
+        """The prediction (see `flow.PREDICTIONS`) for every patch, in float32. ask None: each its clip's text.
+
+        Raises InputError where `gated` and `given` are both asked for.
+        """
+        if self.gated and self.given:
+            raise InputError(f"a gated transformer hears noise alone: dit.given is {self.given}; leave out dit.gated")
         ask = seg if ask is None else ask
+        heard = x
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_in")(x).astype(jnp.float32)
         x = shard(x, ROWS, PATCHES, None)
         ctx = nn.Dense(self.width, dtype=self.dtype, name="text_in")(shard(ctx, ROWS, PATCHES, None))
@@ -181,7 +196,8 @@ class DiT(nn.Module):
         e = spread(table + time[:, :, None], of_level)
         y = layer_norm(x) * (1 + e[1]) + e[0]
         size = int(np.prod(self.patch)) * self.channels
-        return nn.Dense(size, kernel_init=nn.initializers.zeros, name="head")(y)
+        ends = partial(nn.Dense, size, kernel_init=nn.initializers.zeros)
+        return ends(name="head")(y) + (ends(name="head_gate")(y) * heard if self.gated else 0.0)
 
 
 def training_flops(config: dict, patches: int, squares: int, text: int, crossed: int) -> float:
@@ -192,5 +208,5 @@ def training_flops(config: dict, patches: int, squares: int, text: int, crossed:
     """
     d, mlp = config["width"], config["mlp"]
     layer = patches * (12 * d * d + 4 * d * mlp) + text * 4 * d * d + 4 * d * (squares + crossed)
-    ends = 4 * patches * d * int(np.prod(config["patch"])) * config["channels"]
+    ends = (6 if config.get("gated") else 4) * patches * d * int(np.prod(config["patch"])) * config["channels"]
     return 3.0 * (config["depth"] * layer + ends)

@@ -57,7 +57,7 @@ RULES = (
     ("scales of heads", r"(blocks|pool)/(self|cross)/[qk]_norm/scale$", ("tensor",)),
     ("tables of words", r"(text|reader)/embed$", (None, WEIGHTS)),
     ("maps of noise levels", r"time_(in|out|projection)/kernel$", (None, WEIGHTS)),
-    ("maps at the ends", r"(_in|_out|head)/kernel$", (WEIGHTS, None)),
+    ("maps at the ends", r"(_in|_out|head|head_gate)/kernel$", (WEIGHTS, None)),
     ("the VAE's linear codec", r"vae/(image|video)_(in|out)$", (WEIGHTS, None)),
     ("convolutions and maps of the VAE", r"vae/.*kernel$", (WEIGHTS,)),
     ("modulation", r"modulation$", (None, WEIGHTS)),

@@ -18,7 +18,7 @@ ADAMW_RMS = 0.2  # typical size of an AdamW update, arXiv 2502.16982 section 2.2
 
 # Muon is for maps from features to features. What reads or writes the outside (pixels, patches, tokens, noise levels)
 # is learned by AdamW even when it is a matrix.
-OUTSIDE = re.compile(r"(^|/)(head|quant|time_\w+|\w+_in|\w+_out)(/|$)")
+OUTSIDE = re.compile(r"(^|/)(head|head_gate|quant|time_\w+|\w+_in|\w+_out)(/|$)")
 
 
 def make(opt, steps: int):

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_attention.py
 
-Prints the seconds of a row of 1,728 patches of seven clips, as the bundled model is trained on, by the length of a
+Prints the seconds of a row of 1,728 patches of seven clips, by the length of a
 block, and their ratio to the row as a whole.
 """
 

@@ -1,0 +1,20 @@
+"""What the gate of the transformer's head (models/dit.py) is worth, for patches of one latent and of four.
+
+    python launch/sweep.py configs/sweeps/gate.py --out runs/gate
+
+Needs runs/images, runs/held-out-images, runs/vae-model and runs/tokenizer.model: see scaling.py and configs/dit.py.
+Rows hold as many patches either way, so that larger ones show four times the images in a step. Expect held-out losses
+of GATE_NUMBERS.
+"""
+
+CONFIG = "configs/dit.py:images"
+STEPS = 100
+SHARED = {"steps": STEPS, "eval_every": STEPS, "picture_every": 0, "ema": 0.98, "data.held_out": "runs/held-out-images"}
+ROWS = {(1, 1, 1): {}, (1, 2, 2): {"data.row": 144, "data.rows": 12, "data.text_row": 224, "data.segments": 12}}
+
+
+def sweep(add) -> None:
+    for patch, rows in ROWS.items():
+        for gated in (True, False):
+            name = f"patch{patch[1]}" + ("-gated" if gated else "")
+            add(name, {**SHARED, **rows, "dit.patch": patch, "dit.gated": gated})
