@@ -22,6 +22,7 @@ STEPS = 300
 
 def sweep(add) -> None:
     # of scaling.py's width96, which `native` is again
-    shared = {"dit.width": 96, "dit.mlp": 384, "dit.heads": 3, "steps": STEPS, "eval_every": STEPS, "picture_every": 0}
+    shared = {"dit.width": 96, "dit.mlp": 384, "dit.heads": 3, "dit.gated": False}
+    shared |= {"steps": STEPS, "eval_every": STEPS, "picture_every": 0}
     for name, path in (("native", "runs/images"), ("square", "runs/squares")):
         add(name, {**shared, "data.path": path, "data.held_out": "runs/held-out-images"})

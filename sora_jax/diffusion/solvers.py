@@ -105,7 +105,9 @@ def fresh(eps: Float[Array, "b s p"], step: Int[Array, ""]) -> Float[Array, "b s
     bits = jax.lax.bitcast_convert_type(eps[..., :2], jnp.uint32)
 
     def drawn(two):
-        return jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(two, impl="threefry2x32"), step), eps.shape[-1:])
+        return jax.random.normal(
+            jax.random.fold_in(jax.random.wrap_key_data(two, impl="threefry2x32"), step), eps.shape[-1:]
+        )
 
     return jax.vmap(jax.vmap(drawn))(bits)
 
