@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data.packing import positions
+from sora_jax.errors import InputError
 from sora_jax.model import load
 from sora_jax.models import kernels, layers
 from sora_jax.models.dit import DiT
@@ -117,6 +118,17 @@ def test_rotary_positions_are_relative():
 
     assert score(pos(1, 2, 3), pos(0, 0, 0)) == pytest.approx(score(pos(6, 3, 9), pos(5, 1, 6)), abs=1e-5)
     assert score(pos(1, 2, 3), pos(0, 0, 0)) != pytest.approx(score(pos(1, 2, 3), pos(1, 0, 0)), abs=1e-3)
+
+
+def test_a_gate_begins_at_nothing_and_hears_noise_alone(dit, params, apply):
+    batch = row([clip(1, (2, 2, 3), 4)])
+    gate = params["head_gate"]
+    closed = apply(params | {"head_gate": jax.tree.map(jnp.zeros_like, gate)}, batch)
+    plain = dit.clone(gated=False).apply({"params": {k: v for k, v in params.items() if k != "head_gate"}}, *batch)
+    np.testing.assert_allclose(closed, plain, atol=1e-5)
+    assert (apply(params, batch) != closed)[:, :12].any()
+    with pytest.raises(InputError, match="dit.given is 3"):
+        jax.eval_shape(dit.clone(given=3).init, jax.random.key(0), *batch)
 
 
 @pytest.mark.slow
