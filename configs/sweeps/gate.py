@@ -4,7 +4,8 @@
 
 Needs runs/images, runs/held-out-images, runs/vae-model and runs/tokenizer.model: see scaling.py and configs/dit.py.
 Rows hold as many patches either way, so that larger ones show four times the images in a step. Expect held-out losses
-of about 0.47 and 0.48 with the gate. A quarter of an hour on two CPU cores.
+of 0.470 with the gate and 0.610 without, and of 0.482 and 0.665 with the larger patches; at noise 0.9, where there is
+least to pass on, 0.69 and 0.64, and 0.67 twice. Twenty minutes on two CPU cores.
 """
 
 CONFIG = "configs/dit.py:images"
