@@ -122,6 +122,7 @@ def test_rotary_positions_are_relative():
 
 def test_a_gate_begins_at_nothing_and_hears_noise_alone(dit, params, apply):
     batch = row([clip(1, (2, 2, 3), 4)])
+    assert not any(map(jnp.any, jax.tree.leaves(jax.jit(dit.init)(jax.random.key(0), *batch)["params"]["head_gate"])))
     gate = params["head_gate"]
     closed = apply(params | {"head_gate": jax.tree.map(jnp.zeros_like, gate)}, batch)
     plain = dit.clone(gated=False).apply({"params": {k: v for k, v in params.items() if k != "head_gate"}}, *batch)

@@ -22,7 +22,14 @@ STEPS = 300
 
 def sweep(add) -> None:
     # of scaling.py's width96, which `native` is again
-    shared = {"dit.width": 96, "dit.mlp": 384, "dit.heads": 3, "dit.gated": False}
+    shared = {"dit.width": 96, "dit.mlp": 384, "dit.heads": 3}
+    shared |= {
+        "dit.gated": False,
+        "data.row": 432,
+        "data.rows": 4,
+        "data.text_row": 288,
+        "data.segments": 16,
+    }  # as then
     shared |= {"steps": STEPS, "eval_every": STEPS, "picture_every": 0}
     for name, path in (("native", "runs/images"), ("square", "runs/squares")):
         add(name, {**shared, "data.path": path, "data.held_out": "runs/held-out-images"})

@@ -13,10 +13,11 @@ five, and the widest 6 % above what that law says. An hour on two CPU cores besi
 CONFIG = "configs/dit.py:images"
 WIDTHS = (32, 48, 64, 96, 128, 192)
 STEPS = 300
-REST = {"data.held_out": "runs/held-out-images", "picture_every": 0, "dit.gated": False}  # measured before the gate was
+REST = {"data.held_out": "runs/held-out-images", "picture_every": 0}
+BEFORE = {"dit.gated": False, "data.row": 432, "data.rows": 4, "data.text_row": 288, "data.segments": 16}  # as measured
 
 
 def sweep(add) -> None:
     for width in WIDTHS:
         size = {"dit.width": width, "dit.mlp": 4 * width, "dit.heads": max(1, width // 32)}
-        add(f"width{width}", {**size, "steps": STEPS, "eval_every": STEPS, **REST})
+        add(f"width{width}", {**size, "steps": STEPS, "eval_every": STEPS, **REST, **BEFORE})

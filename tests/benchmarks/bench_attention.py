@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_attention.py
 
-Prints the seconds of a row of 1,728 patches of seven clips, by the length of a
-block, and their ratio to the row as a whole.
+Prints the seconds of a row of 1,728 patches of seven clips, by the length of a block, and their ratio to
+the row as a whole.
 """
 
 import time
