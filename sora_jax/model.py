@@ -68,7 +68,7 @@ class Model:
 
     @cached_property
     def dit(self) -> DiT:
-        return DiT(**_hashable(self.config["dit"]))
+        return DiT(**_hashable(self.config["dit"] | {"unroll": 1}))  # without a backward pass it only compiles longer
 
     @cached_property
     def captioner(self) -> Captioner:

@@ -133,7 +133,8 @@ class DiT(nn.Module):
     width, depth, heads, mlp: the transformer's sizes; patch: latents per patch along (frames, rows, columns);
     channels: of the latents; gated: the head's product with x; given: channels of what else is known of each latent,
     behind its own in x; remat: recompute a block's insides in the backward pass instead of keeping them, except `keep`:
-    "nothing", "attention" (its results) or "heads" (q, k and v as well, and what several devices exchanged).
+    "nothing", "attention" (its results) or "heads" (q, k and v as well, and what several devices exchanged); unroll:
+    layers compiled one behind the other, for on a CPU stacking what the backward pass needs is a quarter of a step.
     """
 
     width: int
@@ -146,6 +147,7 @@ class DiT(nn.Module):
     patch: tuple[int, int, int] = (1, 2, 2)
     remat: bool = True
     keep: str = "nothing"
+    unroll: int = 1
     dtype: str = "bfloat16"
 
     @nn.compact
@@ -187,6 +189,7 @@ class DiT(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.depth,
+            unroll=self.unroll,
         )
         of_level = shard(nn.one_hot(level, t.shape[1]), ROWS, PATCHES, None)
         x, _ = layers(self.heads, self.mlp, self.dtype, name="blocks")(

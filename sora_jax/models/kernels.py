@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sora_jax.errors import InputError
 from sora_jax.pod.context import NOTHING, streamed
 
-BLOCK = {"cpu": 128, "gpu": 2048}  # queries and keys whose scores XLA holds at once: on a CPU they stay in its cache
+BLOCK = {"cpu": 256, "gpu": 2048}  # queries and keys whose scores XLA holds at once: on a CPU they stay in its cache
 LANES = 128  # a TPU's vector width: lengths and head widths of its kernels are multiples
 TILE = 1024  # queries and keys of one tile of scores, at most: 4 MiB in float32, in vector memory
 TILES = 176 * 176  # tiles of which tokamax's schedule fits scalar memory (1 MiB; found by compiling for v5p and v6e)

@@ -49,7 +49,7 @@ from sora_jax.train.log import Log, replace, say, writing
 
 FOLDER = ("vae", "text", "dit", "captioner", "expander")  # the parts of a model folder that are trained
 MODEL_KEYS = ("task", *FOLDER, "opt.name")  # what a checkpoint's arrays depend on,
-FREE_KEYS = ("dit.remat", "dit.keep")  # but not these, which trade memory for time
+FREE_KEYS = ("dit.remat", "dit.keep", "dit.unroll")  # but not these, which trade memory, or compilation, for time
 PROFILED = 3  # steps in a trace
 EVAL_KEY = 0x5EED  # folded into the seed: evaluations draw the same numbers at every step
 
