@@ -130,7 +130,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.data.text_dropout = 0.1
 
     c.sample = ConfigDict(
-        {"row": 576, "text_row": 288, "steps": 30, "guidance": 4.0, "solver": "dpm2m", "fps": 8.0, "frames": 33}
+        {"row": 576, "text_row": 288, "steps": 30, "guidance": 2.5, "solver": "dpm2m", "fps": 8.0, "frames": 33}
     )
     c.prompts = (
         ("a red circle moves right", (96, 64), 17),
