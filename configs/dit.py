@@ -12,7 +12,8 @@
     sora-jax train --config configs/dit.py:tiny --workdir runs/dit --config.init=runs/short-model
 
 On a CPU with two cores, XLA_FLAGS=--xla_force_host_platform_device_count=2 and --config.mesh.data=2 make them two
-devices, each with rows of its own: faster than one device that has both.
+devices, each with rows of its own, for `tiny`; `images` is faster on one, for each repeats the optimizer's work
+(tests/benchmarks/bench_step.py).
 
 Variants:
     tiny      the bundled model's: 4.4M parameters, mixed native sizes of the embedded world, rows of 1,728 patches.
