@@ -33,7 +33,7 @@ def data_latents(args) -> None:
     from sora_jax.data import dataset
 
     options = dict(max_pixels=args.max_pixels, max_frames=args.max_frames, fps=args.fps, clips=args.clips)
-    options |= dict(seed=args.seed, square=args.square, runner=args.runner, beam=args.beam)
+    options |= dict(seed=args.seed, scene=args.scene, square=args.square, runner=args.runner, beam=args.beam)
     made(dataset.latents(args.dataset, args.model, args.out, **options))
 
 
@@ -101,6 +101,8 @@ def add(verbs, verb: Callable) -> None:
     p.add_argument("--fps", type=float, help="resample clips of another rate")
     p.add_argument("--clips", type=int, metavar="N", help="only so many; the world has no end and needs it")
     p.add_argument("--seed", type=int, default=0, metavar="K", help="first scene of the world (default 0)")
+    what = "what the world's scenes have in common, as count=1,scale=large,background=plain"
+    p.add_argument("--scene", type=flags.words, metavar="NAME=WORD,...", help=what)
     beam(p)
     p = verb(kinds, "tokenizer", data_tokenizer, "a tokenizer from captions")
     p.add_argument("src", metavar="SRC", help="a dataset, a folder of clips, a .txt .jsonl .csv of captions, or world")

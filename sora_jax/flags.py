@@ -43,6 +43,13 @@ def key(text: str) -> tuple[float, str]:
         raise argparse.ArgumentTypeError(f"{text!r} is not SECOND=IMAGE, such as 1.5=b.png") from None
 
 
+def words(text: str) -> dict[str, str | int]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and word for name, _, word in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=WORD,..., such as count=1,scale=large")
+    return {name: int(word) if word.isdecimal() else word for name, _, word in pairs}
+
+
 def side(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of latents, such as 32")

@@ -384,6 +384,17 @@ def test_only_larger_frames_shrink():
         fitting.fit(video, (4, 8, 8), 24)
 
 
+def test_latents_of_one_kind_of_scene(model, tmp_path):
+    """`--scene` fixes what all scenes have in common, and says so of a word that the world does not know."""
+    how = dict(model=model, clips=6, seed=3, max_frames=1, shard_size=10**6)
+    dataset.latents("world", out=tmp_path / "z", scene={"count": 1, "shape": "star"}, **how)
+    told = [record["caption_short"] for record in dataset.open_latents(tmp_path / "z")]
+    assert len(told) == 6 and all("star" in text and " and " not in text for text in told)
+    with pytest.raises(InputError, match="count cannot be 7"):
+        dataset.latents("world", out=tmp_path / "no", scene={"count": 7}, **how)
+    assert not (tmp_path / "no").exists()
+
+
 def test_latents_of_the_world(model, tmp_path):
     scenes = map(worlds.sample, range(1000))
     scene = next(s for s in scenes if (s.width, s.height) == (32, 32) and s.frames < 17)

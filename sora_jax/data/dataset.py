@@ -76,6 +76,7 @@ def latents(
     fps: float | None = None,
     clips: int | None = None,
     seed: int = 0,
+    scene: dict | None = None,
     square: bool = False,
     shard_size: int | None = None,
     runner: str = "DirectRunner",
@@ -86,7 +87,8 @@ def latents(
     A clip keeps its native size: it is cropped by less than one cell of the VAE's grid (about the centre, and at its
     end). Only `max_pixels` (width * height) shrinks larger ones; `fps` resamples, `max_frames` keeps the beginning;
     `square` keeps the square in the middle alone, as models that know one size are trained: to compare with.
-    clips, seed: how many to take; of the world, the scenes of seed, seed + 1, ...
+    clips, seed: how many to take; of the world, the scenes of seed, seed + 1, ... with what `scene` fixes of them
+    (words of `worlds.FIXED`).
     A model whose transformer is given what is known beside the noise (Wan 2.2's I2V) has that behind each latent, for a
     mask of the curriculum that is drawn here for each clip (`diffusion.canvas.GIVEN`): known pixels are not in latents.
     Features: z (float16 [f h w c]), caption_short, caption_long, caption_original (the one the clip came with), name;
@@ -101,8 +103,11 @@ def latents(
     if str(dataset) == "world":
         if clips is None:
             raise InputError("the world has no end: say how many clips of it to encode")
-        start, load = seed, functools.partial(_from_world, max_frames, fps)
-        made_from = {"source": "world", "seed": seed}
+        worlds.sample(seed, **(scene or {}))  # a word the world does not know is said before anything is written
+        start, load = seed, functools.partial(_from_world, max_frames, fps, scene or {})
+        made_from = {"source": "world", "seed": seed} | ({"scene": scene} if scene else {})
+    elif scene:
+        raise InputError(f"scene {scene} is of the embedded world: {dataset} has the clips that it has")
     else:
         held = open_clips(dataset)
         start, clips = 0, min(len(held), clips or len(held))
@@ -255,8 +260,10 @@ def _fingerprint(model: "Model") -> str:
     return seen.hexdigest()[:16]
 
 
-def _from_world(max_frames: int | None, fps: float | None, seed: int) -> tuple[media.Video, list[str], str, str]:
-    scene = worlds.sample(seed, **({} if fps is None else {"fps": fps}))
+def _from_world(
+    max_frames: int | None, fps: float | None, fixed: dict, seed: int
+) -> tuple[media.Video, list[str], str, str]:
+    scene = worlds.sample(seed, **({} if fps is None else {"fps": fps}), **fixed)
     short, long = worlds.captions(scene)
     return media.Video(worlds.render(scene)[:max_frames], scene.fps), [short, long], long, f"world/{seed}"
 
