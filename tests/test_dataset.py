@@ -390,6 +390,9 @@ def test_latents_of_one_kind_of_scene(model, tmp_path):
     dataset.latents("world", out=tmp_path / "z", scene={"count": 1, "shape": "star"}, **how)
     told = [record["caption_short"] for record in dataset.open_latents(tmp_path / "z")]
     assert len(told) == 6 and all("star" in text and " and " not in text for text in told)
+    dataset.latents("world", out=tmp_path / "more", scene={"shape": "cross"}, **how | {"clips": 2})
+    both = [record["caption_short"] for record in dataset.open_latents(tmp_path / "z", tmp_path / "more")]
+    assert both[:6] == told and len(both) == 8 and all("cross" in text for text in both[6:])
     with pytest.raises(InputError, match="count cannot be 7"):
         dataset.latents("world", out=tmp_path / "no", scene={"count": 7}, **how)
     assert not (tmp_path / "no").exists()

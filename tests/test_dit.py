@@ -9,7 +9,7 @@ from sora_jax.data.packing import positions
 from sora_jax.errors import InputError
 from sora_jax.model import load
 from sora_jax.models import kernels, layers
-from sora_jax.models.dit import DiT
+from sora_jax.models.dit import AROUND, DiT, around, place, sides_of
 from sora_jax.train import configs, dit_task, tasks
 
 ROW, TEXT, WIDTH = 48, 24, 48
@@ -130,6 +130,51 @@ def test_a_gate_begins_at_nothing_and_hears_noise_alone(dit, params, apply):
     assert (apply(params, batch) != closed)[:, :12].any()
     with pytest.raises(InputError, match="given is 3"):
         jax.eval_shape(dit.clone(given=3).init, jax.random.key(0), *batch)
+
+
+def test_a_patch_hears_its_place_in_its_own_clip():
+    """Its index and its share of the clip's sides, whatever stands beside the clip in the row."""
+    small, wide = clip(1, (1, 2, 2), 3), clip(2, (2, 2, 4), 4)
+    alone, packed = (place(b[1], sides_of(*b[1:3])) for b in (row([wide]), row([small, wide], shift=5)))
+    np.testing.assert_array_equal(packed[0, 9:25], alone[0, :16])
+    last = alone[0, 15].reshape(6, -1)
+    np.testing.assert_allclose(last[:3, 0], np.cos([1, 1, 3]), atol=1e-5)
+    np.testing.assert_allclose(last[3:, 0], np.cos(1000 * np.array([0.75, 0.75, 0.875])), atol=1e-3)
+
+
+def test_a_patch_hears_the_neighbours_that_it_has():
+    """Those of its own clip, zeros beyond its ends, in padding, and where a patch of it was dropped from the row."""
+    clips = clip(1, (2, 3, 4), 3), clip(2, (1, 3, 2), 3)
+    batch = row(clips, shift=3)
+    heard = lambda batch: around(*batch[:3], sides_of(*batch[1:3]))[0].reshape(ROW, len(AROUND), -1)
+    for c, at in zip(clips, (3, 27), strict=True):
+        f, h, w = c["pos"].max(0) + 1
+        framed = np.pad(c["x"].reshape(f, h, w, -1), [(1, 1)] * 3 + [(0, 0)])
+        for n, (t, y, x) in enumerate(AROUND + 1):
+            there = framed[t : t + f, y : y + h, x : x + w].reshape(f * h * w, -1)
+            np.testing.assert_array_equal(heard(batch)[at : at + f * h * w, n], there)
+    assert not heard(batch)[:3].any() and not heard(batch)[33:].any()
+    kept = np.delete(np.arange(24), 5)
+    thinned = heard(row([clips[0] | {name: clips[0][name][kept] for name in ("x", "pos")}]))
+    whole = heard(row(clips[:1]))
+    np.testing.assert_array_equal(thinned[:23].any((1, 2)), True)
+    assert ((thinned[:23] == whole[kept]) | (thinned[:23] == 0)).all() and not thinned[:23].all()
+
+
+@pytest.mark.parametrize("more", [{"absolute": True}, {"stem": 40}])
+def test_what_a_model_did_not_have_begins_at_nothing(dit, params, more):
+    """A model that has learned without it goes on as it was; packed == alone holds when it is heard."""
+    wide = clip(2, (2, 2, 4), 4)
+    alone, packed = row([wide]), row([clip(1, (1, 2, 2), 3), wide], shift=5)
+    there = dit.clone(**more)
+    begun = jax.jit(there.init)(jax.random.key(0), *alone)["params"]
+    new = {name: w for name, w in begun.items() if name not in params}
+    before = dit.apply({"params": params}, *alone)
+    np.testing.assert_array_equal(there.apply({"params": params | new}, *alone), before)
+    heard = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), new)
+    told = [there.apply({"params": params | heard}, *batch) for batch in (alone, packed)]
+    assert (told[0] != before).any()
+    np.testing.assert_allclose(told[1][0, 9:25], told[0][0, :16], atol=2e-4)
 
 
 @pytest.mark.slow

@@ -25,6 +25,8 @@ def sweep(add) -> None:
     shared = {"dit.width": 96, "dit.mlp": 384, "dit.heads": 3}
     shared |= {
         "dit.gated": False,
+        "dit.absolute": False,
+        "dit.stem": 0,
         "data.row": 432,
         "data.rows": 4,
         "data.text_row": 288,

@@ -14,7 +14,8 @@ CONFIG = "configs/dit.py:images"
 WIDTHS = (32, 48, 64, 96, 128, 192)
 STEPS = 300
 REST = {"data.held_out": "runs/held-out-images", "picture_every": 0}
-BEFORE = {"dit.gated": False, "data.row": 432, "data.rows": 4, "data.text_row": 288, "data.segments": 16}  # as measured
+BEFORE = {"dit.gated": False, "dit.absolute": False, "dit.stem": 0}  # as measured
+BEFORE |= {"data.row": 432, "data.rows": 4, "data.text_row": 288, "data.segments": 16}
 
 
 def sweep(add) -> None:

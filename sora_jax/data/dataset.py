@@ -138,13 +138,14 @@ def open_clips(path) -> shards.Records:
     return shards.Records(path, "clips", _read_clip)
 
 
-def open_latents(path) -> shards.Records:
-    """The latents at `path` by index: dicts of z (float32 [f h w c]), caption_short, caption_long, caption_original
-    (the long one where none was kept), name, width, height, frames, fps.
+def open_latents(*paths) -> shards.Records:
+    """The latents of one folder, or of several one behind the other, by index: dicts of z (float32 [f h w c]),
+    caption_short, caption_long, caption_original (the long one where none was kept), name, width, height, frames, fps.
 
-    Raises InputError when it holds no finished dataset of latents.
+    Raises InputError when one holds no finished dataset of latents.
     """
-    return shards.Records(path, "latents", _read_latent)
+    first, *more = (shards.Records(path, "latents", _read_latent) for path in paths)
+    return sum(more, first)
 
 
 def captions_of(src, clips: int = 20_000, seed: int = 0) -> Iterator[str]:

@@ -13,6 +13,7 @@ a record's bytes depend on its source alone, so killed and rerun == never killed
 """
 
 import contextlib
+import copy
 import functools
 import hashlib
 import json
@@ -311,6 +312,13 @@ class Records(Sequence):
 
     def __len__(self) -> int:
         return self._length
+
+    def __add__(self, more: "Records") -> "Records":
+        """These records, and then those of another folder of the same kind."""
+        both = copy.copy(self)
+        both.__dict__.pop("_source", None)
+        both._files, both._length = self._files + more._files, self._length + more._length
+        return both
 
     def __getitem__(self, index: int) -> dict:
         from tensorflow_datasets.proto import tf_example_pb2

@@ -18,6 +18,18 @@ and of what it hears each patch says how much is passed on, value by value (`gat
 Where a patch is flat its clean value is known, and what is left to predict is a multiple of x, which a narrow stream
 hardly carries through its layers: the product says it at once (configs/sweeps/gate.py).
 
+Rotary positions say how far two patches are apart, and no more: the sum over what a patch attends to forgets where it
+was, and nothing tells where the frame ends. With `absolute` a patch hears its own place too (as in patch n' pack:
+factorised, fractional; arXiv:2307.06304):
+
+    x = patch_in(patch) + place_in(sinusoids of its index and of its share of the clip's length, height, width)
+
+An object of few patches is seen in none of them alone, and at high noise in few of them together. With a `stem` of so
+many features patches hear their neighbours before the first block, as vision transformers with a convolutional stem do
+(arXiv:2106.14881):
+
+    x += stem_out(GELU(stem_in(the 3 x 3 patches around it, and those before and behind it)))
+
 A patch has its own noise level, but a row has few distinct ones: modulation is computed per (row, level) and gathered,
 for a table per patch would not fit at scale. Layers are scanned and rematerialised: one compiled block at any depth.
 Weights are float32; matrices multiply in `dtype`; norms, modulation, softmax and the residual stream are float32.
@@ -41,6 +53,9 @@ from sora_jax.pod.mesh import PATCHES, ROWS, in_place, into, out_of, shard
 
 TIME_SCALE = 1000.0  # noise levels in [0, 1] enter the sinusoids as timesteps in [0, 1000]
 TIME_FREQUENCIES = 256
+PLACE_FREQUENCIES = 32  # for each of six: a patch's index and its share of the clip, along three axes
+# a stem's steps to neighbours, along (frames, rows, columns)
+AROUND = np.array([(0, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)] + [(-1, 0, 0), (1, 0, 0)])
 # what remat keeps of a block besides its input; attention grows with the row's square, its results only with the row
 KEEP = {"nothing": (), "attention": (SAVED_OUT,), "heads": (SAVED_TRIPS, SAVED_OUT)}
 
@@ -50,6 +65,30 @@ def sinusoid(t: Float[Array, "*b"], width: int = TIME_FREQUENCIES) -> Float[Arra
     frequency = jnp.asarray(1e4 ** (-np.arange(width // 2, dtype=np.float64) / (width // 2)), jnp.float32)
     angle = t[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def sides_of(pos: Int[Array, "b s 3"], seg: Int[Array, "b s"]) -> Int[Array, "b s 3"]:
+    """The length, height and width of each patch's clip, in patches."""
+    last = jax.vmap(partial(jax.ops.segment_max, num_segments=seg.shape[1] + 1))(pos, seg)
+    return 1 + jnp.take_along_axis(last, seg[..., None], 1)
+
+
+def place(pos: Int[Array, "b s 3"], sides: Int[Array, "b s 3"]) -> Float[Array, "b s 192"]:
+    """Sinusoids of each patch's index, and of its share of its clip's sides, in (0, 1), as a noise level's."""
+    both = jnp.concatenate([pos.astype(jnp.float32), (pos + 0.5) / sides * TIME_SCALE], -1)
+    return rearrange(sinusoid(both, PLACE_FREQUENCIES), "b s n k -> b s (n k)")
+
+
+def around(
+    x: Float[Array, "b s p"], pos: Int[Array, "b s 3"], seg: Int[Array, "b s"], sides: Int[Array, "b s 3"]
+) -> Float[Array, "b s q"]:
+    """Each patch's neighbourhood (AROUND), zeros where its clip ends or a neighbour was dropped."""
+    _, height, width = jnp.moveaxis(sides, -1, 0)[..., None]
+    index = jnp.arange(x.shape[1])[:, None] + AROUND[:, 0] * height * width + AROUND[:, 1] * width + AROUND[:, 2]
+    index = jnp.clip(index, 0, x.shape[1] - 1)  # b s n
+    take = jax.vmap(lambda row, i: row[i])
+    there = (take(seg, index) == seg[..., None]) & (take(pos, index) == pos[:, :, None] + AROUND).all(-1)
+    return rearrange(jnp.where(there[..., None], take(x, index), 0), "b s n p -> b s (n p)")
 
 
 def spread(levels: Float[Array, "b k n d"], of_level: Float[Array, "b s k"]) -> list[Float[Array, "b s d"]]:
@@ -131,10 +170,11 @@ class DiT(nn.Module):
     """See the file's head.
 
     width, depth, heads, mlp: the transformer's sizes; patch: latents per patch along (frames, rows, columns);
-    channels: of the latents; gated: the head's product with x; given: channels of what else is known of each latent,
-    behind its own in x; remat: recompute a block's insides in the backward pass instead of keeping them, except `keep`:
-    "nothing", "attention" (its results) or "heads" (q, k and v as well, and what several devices exchanged); unroll:
-    layers compiled one behind the other, for on a CPU stacking what the backward pass needs is a quarter of a step.
+    channels: of the latents; gated: the head's product with x; absolute: patches hear their place in the clip; stem:
+    features of their neighbours, 0 for none; given: channels of what else is known of each latent, behind its own in
+    x; remat: recompute a block's insides in the backward pass instead of keeping them, except `keep`: "nothing",
+    "attention" (its results) or "heads" (q, k and v as well, and what several devices exchanged); unroll: layers
+    compiled one behind the other, for on a CPU stacking what the backward pass needs is a quarter of a step.
     """
 
     width: int
@@ -143,6 +183,8 @@ class DiT(nn.Module):
     mlp: int
     channels: int = 16
     gated: bool = False
+    absolute: bool = False
+    stem: int = 0
     given: int = 0
     patch: tuple[int, int, int] = (1, 2, 2)
     remat: bool = True
@@ -172,6 +214,14 @@ class DiT(nn.Module):
         heard = x
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_in")(x).astype(jnp.float32)
         x = shard(x, ROWS, PATCHES, None)
+        # both begin at nothing, so that a model that has learned without them goes on
+        late = partial(nn.Dense, self.width, use_bias=False, kernel_init=nn.initializers.zeros)
+        sides = sides_of(pos, seg) if self.absolute or self.stem else None
+        if self.absolute:
+            x = x + shard(late(name="place_in")(place(pos, sides)), ROWS, PATCHES, None)
+        if self.stem:
+            y = nn.Dense(self.stem, dtype=self.dtype, name="stem_in")(around(heard, pos, seg, sides))
+            x = x + shard(late(name="stem_out")(nn.gelu(y, approximate=True)), ROWS, PATCHES, None)
         ctx = nn.Dense(self.width, dtype=self.dtype, name="text_in")(shard(ctx, ROWS, PATCHES, None))
         ctx = nn.Dense(self.width, dtype=self.dtype, name="text_out")(nn.gelu(ctx, approximate=True))
         ctx = shard(ctx, ROWS, PATCHES, None)
@@ -212,4 +262,7 @@ def training_flops(config: dict, patches: int, squares: int, text: int, crossed:
     d, mlp = config["width"], config["mlp"]
     layer = patches * (12 * d * d + 4 * d * mlp) + text * 4 * d * d + 4 * d * (squares + crossed)
     ends = (6 if config.get("gated") else 4) * patches * d * int(np.prod(config["patch"])) * config["channels"]
+    ends += 2 * patches * d * 6 * PLACE_FREQUENCIES if config.get("absolute") else 0
+    patch = int(np.prod(config["patch"])) * config["channels"]
+    ends += 2 * patches * config.get("stem", 0) * (d + len(AROUND) * patch)
     return 3.0 * (config["depth"] * layer + ends)

@@ -17,9 +17,9 @@ at the noise levels from config.sample.switch up or below; config.init names the
 Keys of the config it reads: text, dit (fields of `TextEncoder`, `DiT`; trained together, but for the parts named in
 `frozen`), lora = dict(rank) (above 0, both stand still and a LoRA of the DiT is trained, `weights/lora.py`), flow =
 dict(predict, law, shift_base or, for all sizes, shift, floor), masks, data (see `data.pipeline.latents`; path and
-held_out are folders of latents, or "world" and "world-held-out", small sets made on the spot), vae_model (the folder
-whose VAE made the latents), tokenizer, sample (kept with the model) and prompts: (text, (w, h), frames), painted at
-fixed seeds.
+held_out are folders of latents, several with commas between, or "world" and "world-held-out", made on the spot),
+vae_model (the folder whose VAE made the latents), tokenizer, sample (kept with the model) and prompts: (text, (w, h),
+frames), painted at fixed seeds.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def make(config) -> Task:
         return stream(config.data.path, config.seed, cursor, host, hosts)
 
     def stream(path: str, seed: int, cursor, host: int = 0, hosts: int = 1, data=config.data):
-        source = world(path) if path.startswith("world") else dataset.open_latents(path)
+        source = world(path) if path.startswith("world") else dataset.open_latents(*path.split(","))
         if len(source) and (there := source[0]["z"].shape[-1]) != channels:
             also = f" and config.dit.given {dit.given}: `data latents --model` must name a model of both"
             raise InputError(
