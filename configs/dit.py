@@ -16,7 +16,7 @@ devices, each with rows of its own, for `tiny`; `images` is faster on one, for e
 (tests/benchmarks/bench_step.py).
 
 Variants:
-    tiny      the bundled model's: 4.4M parameters, mixed native sizes of the embedded world, rows of 1,728 patches.
+    tiny      the bundled model's: 5.0M parameters, mixed native sizes of the embedded world, rows of 1,728 patches.
     images    what it begins with: images alone, the world's scenes at their first frames. Of a video's patches five
               images can be made: colours, shapes and counts are learned at a fifth of the cost.
     short     what it goes on with: clips of at most 9 frames, of which a row holds twice as many: motion. From the same
