@@ -393,6 +393,9 @@ def test_latents_of_one_kind_of_scene(model, tmp_path):
     dataset.latents("world", out=tmp_path / "more", scene={"shape": "cross"}, **how | {"clips": 2})
     both = [record["caption_short"] for record in dataset.open_latents(tmp_path / "z", tmp_path / "more")]
     assert both[:6] == told and len(both) == 8 and all("cross" in text for text in both[6:])
+    small = next(s.seed for s in map(worlds.sample, range(1000)) if (s.width, s.height) == (32, 32))
+    three = dataset.latents("world", out=tmp_path / "three", scene={"count": 3}, **how | {"clips": 4, "seed": small})
+    assert three["records"] and three["skipped"]  # a frame too small for three is no reason to stop
     with pytest.raises(InputError, match="count cannot be 7"):
         dataset.latents("world", out=tmp_path / "no", scene={"count": 7}, **how)
     assert not (tmp_path / "no").exists()

@@ -88,13 +88,14 @@ def latents(
     end). Only `max_pixels` (width * height) shrinks larger ones; `fps` resamples, `max_frames` keeps the beginning;
     `square` keeps the square in the middle alone, as models that know one size are trained: to compare with.
     clips, seed: how many to take; of the world, the scenes of seed, seed + 1, ... with what `scene` fixes of them
-    (words of `worlds.FIXED`).
+    (words of `worlds.FIXED`); a scene into whose frame that does not fit is skipped.
     A model whose transformer is given what is known beside the noise (Wan 2.2's I2V) has that behind each latent, for a
     mask of the curriculum that is drawn here for each clip (`diffusion.canvas.GIVEN`): known pixels are not in latents.
     Features: z (float16 [f h w c]), caption_short, caption_long, caption_original (the one the clip came with), name;
     width, height, frames, fps of what was encoded.
 
-    Returns the report as `build` does. Raises InputError: no such dataset or model, `out` taken or full.
+    Returns the report as `build` does. Raises InputError: no such dataset or model, a word that the world does not
+    know, `out` taken or full.
     """
     for name, value in {"max_pixels": max_pixels, "max_frames": max_frames, "clips": clips}.items():
         if value is not None and value < 1:
@@ -103,7 +104,7 @@ def latents(
     if str(dataset) == "world":
         if clips is None:
             raise InputError("the world has no end: say how many clips of it to encode")
-        worlds.sample(seed, **(scene or {}))  # a word the world does not know is said before anything is written
+        worlds.check(scene or {})  # said before anything is written
         start, load = seed, functools.partial(_from_world, max_frames, fps, scene or {})
         made_from = {"source": "world", "seed": seed} | ({"scene": scene} if scene else {})
     elif scene:

@@ -143,7 +143,7 @@ def sample(
     way are one word for all objects, or a tuple with a word (or None: any) for each.
     Raises InputError for an unknown name or word, and when that many objects do not fit into the frame.
     """
-    _check(size, frames, fps, fixed)
+    check(fixed, size, frames, fps)
     rng = np.random.default_rng(seed)
     w, h = _pick(rng, SIZES)
     w, h = size or ((w, h) if rng.random() < 0.5 else (h, w))
@@ -167,7 +167,8 @@ def sample(
         count -= 1
 
 
-def _check(size, frames, fps, fixed) -> None:
+def check(fixed: dict, size: tuple[int, int] | None = None, frames: int | None = None, fps: float = 8.0) -> None:
+    """Raises InputError for what no seed's scene can be: see `sample`."""
     for name, value in fixed.items():
         if name not in FIXED:
             raise InputError(f"a scene has no {name!r} to fix: choose among {', '.join(FIXED)}")

@@ -145,7 +145,7 @@ def make(config) -> Task:
         return stream(config.data.path, config.seed, cursor, host, hosts)
 
     def stream(path: str, seed: int, cursor, host: int = 0, hosts: int = 1, data=config.data):
-        source = world(path) if path.startswith("world") else dataset.open_latents(*path.split(","))
+        source = world(path) if path in ("world", "world-held-out") else dataset.open_latents(*path.split(","))
         if len(source) and (there := source[0]["z"].shape[-1]) != channels:
             also = f" and config.dit.given {dit.given}: `data latents --model` must name a model of both"
             raise InputError(
