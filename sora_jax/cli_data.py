@@ -10,10 +10,11 @@ from sora_jax import flags
 
 
 def data_build(args) -> None:
-    """Make a dataset of clips, with their captions, out of a folder, what was curated of one, or a TFDS dataset."""
+    """Make a dataset of clips, with their captions, of a folder, what was curated of one, a TFDS dataset or the world."""
     from sora_jax.data import dataset
 
-    options = dict(captions=args.captions, fps=args.fps, runner=args.runner, beam=args.beam)
+    options = dict(captions=args.captions, fps=args.fps, max_frames=args.max_frames, clips=args.clips)
+    options |= dict(seed=args.seed, scene=args.scene, runner=args.runner, beam=args.beam)
     made(dataset.build(args.src, args.out, **options))
 
 
@@ -74,6 +75,13 @@ def add(verbs, verb: Callable) -> None:
         p.add_argument("--runner", default="DirectRunner", help="Apache Beam's runner (default: this machine)")
         p.add_argument("--beam", nargs="+", default=[], metavar="KEY=VALUE", help="options of that runner")
 
+    def scenes(p: argparse.ArgumentParser) -> None:
+        p.add_argument("--clips", type=int, metavar="N", help="only so many; the world has no end and needs it")
+        p.add_argument("--seed", type=int, default=0, metavar="K", help="first scene of the world (default 0)")
+        what = "what the world's scenes have in common, as count=1,scale=large,background=plain"
+        p.add_argument("--scene", type=flags.words, metavar="NAME=WORD,...", help=what)
+        p.add_argument("--max-frames", type=int, metavar="N", help="keep only the beginning of longer clips")
+
     data = verbs.add_parser("data", help="prepare datasets", description="Prepare datasets.")
     kinds = data.add_subparsers(metavar="WHAT", required=True)
     p = verb(kinds, "curate", data_curate, "hours of footage to a list of good clips, and a page that shows why")
@@ -86,23 +94,21 @@ def add(verbs, verb: Callable) -> None:
     p.epilog = "Any value of the config can be set here: --config.keep.seconds=2"
     beam(p)
     p = verb(kinds, "build", data_build, "clips and captions to a dataset")
-    p.add_argument("src", metavar="SRC", help="a folder of clips and images, what `data curate` made, or tfds:NAME...")
+    what = "a folder of clips and images, what `data curate` made, tfds:NAME..., or world"
+    p.add_argument("src", metavar="SRC", help=what)
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--captions", metavar="FILE", help="a .jsonl or .csv of file and caption")
     p.add_argument("--fps", type=float, help="resample clips of another rate")
+    scenes(p)
     beam(p)
     p = verb(kinds, "latents", data_latents, "a dataset of clips to one of latents")
     p.add_argument("dataset", metavar="DATASET", help="what `data build` made, or world")
     p.add_argument("--model", required=True, metavar="DIR", help="a model folder, or tiny: its VAE encodes")
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--max-pixels", type=int, metavar="N", help="shrink clips of more pixels a frame")
-    p.add_argument("--max-frames", type=int, metavar="N", help="keep only the beginning of longer clips")
     p.add_argument("--square", action="store_true", help="keep the square in the middle, to compare with")
     p.add_argument("--fps", type=float, help="resample clips of another rate")
-    p.add_argument("--clips", type=int, metavar="N", help="only so many; the world has no end and needs it")
-    p.add_argument("--seed", type=int, default=0, metavar="K", help="first scene of the world (default 0)")
-    what = "what the world's scenes have in common, as count=1,scale=large,background=plain"
-    p.add_argument("--scene", type=flags.words, metavar="NAME=WORD,...", help=what)
+    scenes(p)
     beam(p)
     p = verb(kinds, "tokenizer", data_tokenizer, "a tokenizer from captions")
     p.add_argument("src", metavar="SRC", help="a dataset, a folder of clips, a .txt .jsonl .csv of captions, or world")

@@ -401,6 +401,29 @@ def test_latents_of_one_kind_of_scene(model, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_clips_of_the_world(footage, tmp_path):
+    """A captioner tells clips: the world built as clips is what its latents are made of, images without any loss."""
+    how = dict(clips=3, seed=5, scene={"count": 1})
+    report = dataset.build("world", tmp_path / "images", max_frames=1, **how)
+    rows = list(dataset.open_clips(tmp_path / "images"))
+    assert report["records"] == len(rows) == 3
+    for row in rows:
+        scene = worlds.sample(int(row["name"].removeprefix("world/")), count=1)
+        assert tuple(row["captions"]) == worlds.captions(scene) and row["caption"]
+        assert np.array_equal(media.decode(row["media"]).frames, worlds.render(scene)[:1])
+    dataset.build("world", tmp_path / "clips", max_frames=5, **how)
+    rows = list(dataset.open_clips(tmp_path / "clips"))
+    assert {row["frames"] for row in rows} <= {1, 5} and any(row["frames"] == 5 for row in rows)
+    assert all(len(media.decode(row["media"]).frames) == row["frames"] for row in rows)
+    with pytest.raises(InputError, match="say how many"):
+        dataset.build("world", tmp_path / "no")
+    with pytest.raises(InputError, match="brings its own captions"):
+        dataset.build("world", tmp_path / "no", captions="table.csv", clips=1)
+    with pytest.raises(InputError, match="built whole"):
+        dataset.build(footage, tmp_path / "no", clips=2)
+    assert not (tmp_path / "no").exists()
+
+
 def test_latents_of_the_world(model, tmp_path):
     scenes = map(worlds.sample, range(1000))
     scene = next(s for s in scenes if (s.width, s.height) == (32, 32) and s.frames < 17)

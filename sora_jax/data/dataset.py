@@ -29,6 +29,7 @@ from sora_jax.errors import InputError
 if TYPE_CHECKING:
     from sora_jax.model import Model
 
+ENDLESS = "the world has no end: say how many clips of it to take (--clips N)"
 AHEAD = 4  # clips decoded while one is encoded
 
 
@@ -38,23 +39,35 @@ def build(
     *,
     captions=None,
     fps: float | None = None,
+    max_frames: int | None = None,
+    clips: int | None = None,
+    seed: int = 0,
+    scene: dict | None = None,
     shard_size: int | None = None,
     runner: str = "DirectRunner",
     beam: Sequence[str] = (),
 ) -> dict:
-    """A folder of clips and images, what `curate` kept of one, or a TFDS dataset ("tfds:NAME[:SPLIT][@DATA_DIR]"), as a
-    dataset of clips at `out`.
+    """A folder of clips and images, what `curate` kept of one, a TFDS dataset ("tfds:NAME[:SPLIT][@DATA_DIR]") or the
+    embedded "world", as a dataset of clips at `out`.
 
     captions: a .jsonl or .csv of `file` and `caption`; else a table of that kind in `src`, else sidecar .txt and .json.
     fps: files at another rate are resampled, and only then encoded anew; TFDS frames are taken to be at it (else at 8).
+    max_frames, clips, seed, scene: of the world alone, as `latents` takes them.
     Features: media (bytes), caption, captions (JSON list, shortest first), name, width, height, frames, fps.
 
     Returns the report: {"out", "dataset", "records", "shards", "bytes", "skipped": [{"file", "reason"}]}.
     Raises InputError: no such folder, nothing readable in it, captions that cannot be read, `out` taken or full.
     """
-    if str(src).startswith("tfds:"):
-        if captions is not None:
-            raise InputError(f"{src} brings its own captions: leave out {captions}")
+    from_world = str(src) == "world"
+    if captions is not None and (from_world or str(src).startswith("tfds:")):
+        raise InputError(f"{src} brings its own captions: leave out {captions}")
+    if from_world:
+        if clips is None:
+            raise InputError(ENDLESS)
+        items, examples, made_from = sources.world(clips, seed, fps, max_frames, scene)
+    elif clips is not None or max_frames is not None or scene:
+        raise InputError(f"{src} is built whole: clips, max_frames and scene are of the embedded world")
+    elif str(src).startswith("tfds:"):
         items, examples, made_from = sources.tfds(str(src)[5:], fps)
     elif sources.is_curated(src):
         if captions is not None:
@@ -103,9 +116,9 @@ def latents(
     where, vae = _model_for(model, runner, beam)
     if str(dataset) == "world":
         if clips is None:
-            raise InputError("the world has no end: say how many clips of it to encode")
+            raise InputError(ENDLESS)
         worlds.check(scene or {})  # said before anything is written
-        start, load = seed, functools.partial(_from_world, max_frames, fps, scene or {})
+        start, load = seed, functools.partial(sources.rendered, fps, max_frames, scene or {})
         made_from = {"source": "world", "seed": seed} | ({"scene": scene} if scene else {})
     elif scene:
         raise InputError(f"scene {scene} is of the embedded world: {dataset} has the clips that it has")
@@ -260,14 +273,6 @@ def _fingerprint(model: "Model") -> str:
     for name, leaf in sorted(flat(model.params["vae"]).items()):
         seen.update(name.encode() + np.asarray(leaf, np.float32).tobytes())
     return seen.hexdigest()[:16]
-
-
-def _from_world(
-    max_frames: int | None, fps: float | None, fixed: dict, seed: int
-) -> tuple[media.Video, list[str], str, str]:
-    scene = worlds.sample(seed, **({} if fps is None else {"fps": fps}), **fixed)
-    short, long = worlds.captions(scene)
-    return media.Video(worlds.render(scene)[:max_frames], scene.fps), [short, long], long, f"world/{seed}"
 
 
 def _from_clips(

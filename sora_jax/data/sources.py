@@ -1,4 +1,4 @@
-"""Where clips come from: a folder of files, what curation kept of one, or somebody's TFDS dataset.
+"""Where clips come from: a folder of files, what curation kept of one, somebody's TFDS dataset, or the embedded world.
 
 A source is (items, examples, made_from): items to be dealt to the shards, `examples(part, skipped)` that yields their
 records, and what tells this source from another (see `shards.write`). A record is one clip: its bytes as they were
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sora_jax import media
-from sora_jax.data import captions, shards
+from sora_jax.data import captions, shards, worlds
 from sora_jax.errors import InputError
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
@@ -315,3 +315,36 @@ def _read_examples(spec: str, fps: float | None, part: range, skipped: list) -> 
             skipped.append(shards.skip(name, error))
             continue
         yield clip(data, said, name, _facts(video))
+
+
+# ------------------------------------------------------------------------------------------------ the embedded world
+
+
+def world(clips: int, seed: int = 0, fps: float | None = None, max_frames: int | None = None, scene=None) -> Source:
+    """The scenes of seed, seed + 1, ... as files would hold them: PNG and H.264; `scene`: see `worlds.FIXED`.
+
+    Raises InputError for a word that the world does not know.
+    """
+    scene = scene or {}
+    worlds.check(scene)
+    made_from = {"source": "world", "seed": seed, "clips": clips, "fps": fps, "max_frames": max_frames, "scene": scene}
+    return range(seed, seed + clips), functools.partial(_read_scenes, fps, max_frames, scene), made_from
+
+
+def _read_scenes(fps: float | None, max_frames: int | None, fixed: dict, part: range, skipped: list) -> Iterator[dict]:
+    for seed in part:
+        try:
+            video, said, _, name = rendered(fps, max_frames, fixed, seed)
+        except InputError as error:
+            skipped.append(shards.skip(f"world/{seed}", error))
+            continue
+        yield clip(media.encode(video), said, name, _facts(video))
+
+
+def rendered(
+    fps: float | None, max_frames: int | None, fixed: dict, seed: int
+) -> tuple[media.Video, list[str], str, str]:
+    """(the clip of a seed's scene, its captions from short to long, the one it counts as coming with, its name)."""
+    scene = worlds.sample(seed, **({} if fps is None else {"fps": fps}), **fixed)
+    short, long = worlds.captions(scene)
+    return media.Video(worlds.render(scene)[:max_frames], scene.fps), [short, long], long, f"world/{seed}"
