@@ -10,7 +10,7 @@ from sora_jax import flags
 
 
 def data_build(args) -> None:
-    """Make a dataset of clips, with their captions, of a folder, what was curated of one, a TFDS dataset or the world."""
+    """Make a dataset of clips and captions out of a folder, what was curated of one, a TFDS dataset or the world."""
     from sora_jax.data import dataset
 
     options = dict(captions=args.captions, fps=args.fps, max_frames=args.max_frames, clips=args.clips)
