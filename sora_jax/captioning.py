@@ -9,6 +9,7 @@ A captioner's folder is a model's (`model.load`) with captioner.safetensors, its
     model = load("captioner")
     describe(model, clips)                    # [{"text": "a red circle moves right, ...", "confidence": 0.8}, ...]
     similarity(model, clips, texts)           # cosines [clips texts]
+    likelihood(model, clips, "a red circle")  # how likely it would say so of each: which of them to keep
 """
 
 from __future__ import annotations
@@ -88,6 +89,37 @@ def similarity(model: Model, clips: Sequence[Video], texts: Sequence[str]) -> Fl
         rows.append([ids + [0] * (most - len(ids)), [1] * len(ids) + [0] * (most - len(ids))])
     txt, seg = np.asarray(rows, np.int32).transpose(1, 0, 2)
     return v @ np.asarray(_texts(model.captioner, model.params["captioner"], txt, seg))[:, 0].T
+
+
+def likelihood(model: Model, clips: Sequence[Video], text: str) -> Float[np.ndarray, n]:
+    """The mean log probability of the text's tokens, as the kind of caption that each clip has it more likely.
+
+    One prompt's clips are compared by it: of one object too many, or of another, a captioner would say something else;
+    their embeddings (`similarity`) are further from such details. Raises InputError for a model that is no captioner.
+    """
+    tokenizer = Asking(model.tokenizer, checked(model).captioner.vocab)
+    most = model.config["describe"]["tokens"] + 1
+    found = np.full((len(KINDS), len(clips)), -np.inf, np.float32)
+    for index, batch in packed(model, clips):
+        rows, segments = index.shape
+        for kind, name in enumerate(KINDS):
+            ids = tokenizer.encode(f"{name}{footage.MARK}{text}")[:most]
+            one = np.asarray(ids + [0] * (most - len(ids)), np.int32)
+            there = np.arange(1, segments + 1)[:, None] * (np.arange(most) < len(ids))
+            txt, seg = (np.tile(x, (rows, 1)) for x in (np.tile(one, segments), there.reshape(-1).astype(np.int32)))
+            sure = np.asarray(_said(model.captioner, model.params["captioner"], batch, txt, seg, segments))
+            found[kind, index[index >= 0]] = sure.reshape(rows, segments, most).sum(-1)[index >= 0] / (len(ids) - 1)
+    return found.max(0)
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _said(captioner, params: dict, batch: dict, txt, txt_seg, segments: int):
+    """The log probability of each token's successor in its text; 0 after the last."""
+    rows = (batch["x"], batch["pos"], batch["seg"], txt, txt_seg, segments)
+    log_p = jax.nn.log_softmax(captioner.apply({"params": params}, *rows)[0], -1)
+    following, its = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (txt, txt_seg))
+    chosen = jnp.take_along_axis(log_p, following[..., None], -1)[..., 0]
+    return jnp.where((txt_seg > 0) & (its == txt_seg), chosen, 0.0)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

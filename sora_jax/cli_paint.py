@@ -42,12 +42,26 @@ def generate(args) -> None:
         if args.preview:
             preview(args, lambda size: model.generate(args.prompt, size=size, **length, **how))
         count = prompting.length_of(frames, args.seconds, fps, 17)
-        if count > drafts.reach(model)[0]:  # in windows, each written when it is there
+        reach = drafts.reach(model)[0]
+        if count > reach and args.best > 1:
+            raise InputError(f"--best chooses among clips of at most {reach} frames, not of {count}: leave it out")
+        if count > reach:  # in windows, each written when it is there
             return fps, drafts.stream(model, args.prompt, size=args.size, frames=count, **how)
-        video = model.generate(args.prompt, size=args.size, frames=count, **how)
+        videos = model.generate([args.prompt] * args.best, size=args.size, frames=count, **how)
+        video = videos[0] if args.best == 1 else best(args, videos, asked)
         return video.fps, iter([video.frames])
 
     produce(args, run, still=frames == 1)
+
+
+def best(args, videos: list, asked: str):
+    """Of several clips the one of which a captioner would likeliest say what was asked for."""
+    from sora_jax import captioning
+    from sora_jax.model import load
+
+    sure = captioning.likelihood(load(args.captioner), videos, asked)
+    args.about["best"] = {"kept": int(sure.argmax()), "likelihood": [round(float(x), 3) for x in sure]}
+    return videos[int(sure.argmax())]
 
 
 def image(args) -> None:
@@ -231,11 +245,13 @@ def add(verb: Callable) -> None:
     """Adds the verbs with their flags; `verb(name, function, about)` gives the parser of a new one."""
     p = verb("generate", generate, "paint a video or an image from a prompt")
     text(p)
+    candidates(p)
     length(p, "default 17; 1 is an image")
     common(p)
 
     p = verb("image", image, "paint an image from a prompt")
     text(p)
+    candidates(p)
     common(p)
 
     p = verb("animate", animate, "bring a picture to life")
@@ -339,7 +355,7 @@ def common(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--tile",
-        type=flags.side,
+        type=flags.whole,
         metavar="N",
         help="encode and decode in tiles of N latents: the same in less memory",
     )
@@ -351,6 +367,13 @@ def text(p: argparse.ArgumentParser) -> None:
     p.add_argument("--size", type=flags.size, default=(64, 64), metavar="WxH", help="exact, in pixels (default 64x64)")
     p.add_argument("--preview", action="store_true", help="paint it at half the size first, beside --out")
     expander(p, required=False)
+
+
+def candidates(p: argparse.ArgumentParser) -> None:
+    many = "paint so many, together, and keep the one of which a captioner would likeliest say the prompt"
+    p.add_argument("--best", type=flags.whole, default=1, metavar="N", help=many)
+    who = "who chooses (default: the bundled captioner, which knows the world's clips)"
+    p.add_argument("--captioner", default="captioner", metavar="DIR", help=who)
 
 
 def expander(p: argparse.ArgumentParser, required: bool) -> None:

@@ -50,9 +50,9 @@ def words(text: str) -> dict[str, str | int]:
     return {name: int(word) if word.isdecimal() else word for name, _, word in pairs}
 
 
-def side(text: str) -> int:
+def whole(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of latents, such as 32")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up, such as 8")
     return int(text)
 
 

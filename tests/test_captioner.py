@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.captioning import Asking, describe, similarity
+from sora_jax.captioning import Asking, describe, likelihood, similarity
 from sora_jax.data import footage, packing, worlds
 from sora_jax.data.recaption import by_captioner
 from sora_jax.errors import InputError
@@ -163,6 +163,19 @@ def test_any_sizes_are_one_program_and_clips_keep_their_words(model):
     np.testing.assert_allclose(
         near[2:3], similarity(model, clips[2:3], ["a red circle", "a blue star moves left", "x"]), atol=1e-5
     )
+
+
+def test_the_likeliest_clip_is_the_one_that_was_told():
+    """Among clips of other sizes, lengths and scenes a prompt finds its own; a clip is judged as if it were alone."""
+    model = load("captioner")
+    scenes = [worlds.sample(worlds.HELD_OUT + i, size=(48, 48), frames=1 + 4 * (i % 2), count=1) for i in range(8)]
+    scenes.append(worlds.sample(worlds.HELD_OUT + 9, size=(64, 48), frames=1, count=2))
+    clips = [Video(worlds.render(scene), 8.0) for scene in scenes]
+    for i, scene in enumerate(scenes):
+        for text in worlds.captions(scene):
+            sure = likelihood(model, clips, text)
+            assert sure.shape == (9,) and (sure < 0).all() and sure.argmax() == i
+    np.testing.assert_allclose(likelihood(model, clips[8:], text), sure[8:], atol=1e-5)
 
 
 def test_a_saved_captioner_is_read_back(model, tmp_path):

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from sora_jax import cli, media
+from sora_jax import cli, load, media
 from sora_jax.errors import InputError
 from sora_jax.train import configs
 
@@ -151,6 +151,21 @@ def test_generate_prints_one_json_line(folder, tmp_path, capsys):
         == 0
     )
     assert json.loads(capsys.readouterr().out)["frames"] == 1 and media.probe(tmp_path / "x.png")["kind"] == "image"
+
+
+def test_the_best_of_several(folder, tmp_path, capsys):
+    """What is kept is the candidate that a captioner finds likeliest, as it would be painted among the others."""
+    how = "generate", "a red circle", "--size", "20x16", "--frames", "5", "--steps", "2", "--model", str(folder)
+    assert cli.main([*how, "--best", "3", "--out", str(tmp_path / "a.gif")]) == 0
+    best = json.loads(capsys.readouterr().out)["best"]
+    assert len(best["likelihood"]) == 3 and best["kept"] == int(np.argmax(best["likelihood"]))
+    model = load(folder)
+    painted = model.generate(["a red circle"] * 3, size=(20, 16), frames=5, steps=2)[best["kept"]]
+    media.write(painted, tmp_path / "b.gif")
+    assert np.array_equal(media.read(tmp_path / "a.gif").frames, media.read(tmp_path / "b.gif").frames)
+    how = [word for word in how if word not in ("--frames", "5")]
+    assert cli.main([*how, "--best", "2", "--seconds", "60", "--out", str(tmp_path / "c.mp4")]) != 0
+    assert "--best chooses among clips of at most" in capsys.readouterr().err and not (tmp_path / "c.mp4").exists()
 
 
 def test_an_interrupt_is_no_traceback(folder, tmp_path):

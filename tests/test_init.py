@@ -7,6 +7,7 @@ import pytest
 
 import sora_jax
 from sora_jax.errors import InputError
+from sora_jax.models.dit import LATE, DiT
 from sora_jax.train import loop
 
 
@@ -33,3 +34,26 @@ def test_a_model_of_other_shapes_is_refused():
     params["dit"]["patch_in"]["lora"] = params["dit"]["patch_in"].pop("kernel")
     with pytest.raises(InputError, match=r"dit.patch_in.lora is not there"):
         loop.begun("tiny", params)
+
+
+def test_what_adds_nothing_may_be_new(tmp_path, capsys):
+    """A model goes on with a stem, with absolute positions or with a gate that it has learned without."""
+    model = sora_jax.load("tiny")
+    drawn = trained()
+    for name in LATE:
+        del model.params["dit"][name]
+        if name != "stem_in":  # whose features go through stem_out
+            drawn["dit"][name] = jax.tree.map(jnp.zeros_like, drawn["dit"][name])
+    model.config["dit"] |= {"gated": False, "absolute": False, "stem": 0}
+    model.save(tmp_path / "without")
+    state = loop.begun(str(tmp_path / "without"), drawn)
+    said = capsys.readouterr().err
+    assert all(f"dit.{name}" in said for name in LATE)
+    more = DiT(**sora_jax.load("tiny").config["dit"] | {"patch": (1, 1, 1)})
+    less = DiT(**model.config["dit"] | {"patch": (1, 1, 1)})
+    x, ctx = (jax.random.normal(jax.random.key(i), (1, 12, width)) for i, width in enumerate((48, 128)))
+    seg, pos = jnp.ones((1, 12), jnp.int32), jnp.stack(jnp.meshgrid(*map(jnp.arange, (1, 3, 4)), indexing="ij"), -1)
+    rows = x, pos.reshape(1, 12, 3), seg, jnp.full((1, 2), 0.7), seg, ctx, seg
+    for which in ("params", "ema"):
+        a = more.apply({"params": state[which]["dit"]}, *rows)
+        np.testing.assert_array_equal(a, less.apply({"params": model.params["dit"]}, *rows))

@@ -56,6 +56,8 @@ TIME_FREQUENCIES = 256
 PLACE_FREQUENCIES = 32  # for each of six: a patch's index and its share of the clip, along three axes
 # a stem's steps to neighbours, along (frames, rows, columns)
 AROUND = np.array([(0, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)] + [(-1, 0, 0), (1, 0, 0)])
+# what `gated`, `absolute` and `stem` add: as drawn it changes nothing, so that a model trained without goes on with it
+LATE = ("head_gate", "place_in", "stem_in", "stem_out")
 # what remat keeps of a block besides its input; attention grows with the row's square, its results only with the row
 KEEP = {"nothing": (), "attention": (SAVED_OUT,), "heads": (SAVED_TRIPS, SAVED_OUT)}
 

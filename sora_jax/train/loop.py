@@ -42,6 +42,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sora_jax.data.pipeline import redeal
 from sora_jax.errors import InputError
 from sora_jax.model import load
+from sora_jax.models.dit import LATE
 from sora_jax.pod import mesh as pod
 from sora_jax.pod.hosts import joined, together
 from sora_jax.train import checkpoint, optimizer
@@ -224,7 +225,8 @@ def prepare(task, config, mesh):
 
 
 def begun(name: str, params: dict, expert: str = "") -> dict:
-    """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices; a LoRA as it is.
+    """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices. As drawn stay a
+    LoRA and what the folder's DiT was trained without, where that adds nothing at first (models/dit.py: LATE).
     expert: "high" or "low", where it holds two transformers, the one that is trained.
 
     Raises InputError where the folder is no model, or one of other shapes.
@@ -255,17 +257,24 @@ def taken(name: str, like: dict, expert: str = "") -> dict:
     if expert and "dit_low" not in params:
         raise InputError(f"config.expert is {expert!r}, but config.init = {name} holds no two transformers")
     given = flat(params | ({"dit": params["dit_low"]} if expert == "low" else {}))
+    late: set[str] = set()
 
     def take(path, x):
         path = jax.tree_util.keystr(path, simple=True, separator=".")
         if hasattr(given.get(path), "qvalue"):
             raise InputError(f"config.init = {name} is a model in 8 bits, to paint with: train the one it was made of")
+        if path not in given and isinstance(x, jax.Array) and set(path.split(".")) & set(LATE):
+            late.add(path.rpartition(".")[0])
+            return x
         if path not in given or given[path].shape != x.shape:
             has = f"is {list(given[path].shape)} there" if path in given else "is not there"
             raise InputError(f"config.init = {name} is a model of another kind: {path} {has}, {list(x.shape)} here")
         return jax.device_put(given[path], x.sharding)
 
-    return jax.tree_util.tree_map_with_path(take, like)
+    weights = jax.tree_util.tree_map_with_path(take, like)
+    if late:
+        say(f"{name} was trained without {', '.join(sorted(late))}: they begin at nothing")
+    return weights
 
 
 def announce(batch: dict, seen: set, k: int) -> bool:
