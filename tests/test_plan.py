@@ -201,6 +201,25 @@ def test_a_tpus_reduce_scatter_is_one():
     assert (found.kind, found.sent) == ("reduce-scatter", 64 * 16 * 2 * 3 / 4)
 
 
+SPARSE = """HloModule m
+%called (p: bf16[64,16]) -> bf16[64,16] {
+  %p = bf16[64,16]{1,0} parameter(0)
+  ROOT %r = bf16[64,16]{1,0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+}, execution_thread="sparsecore"
+ENTRY %main (a: bf16[64,16]) -> bf16[64,16] {
+  %a = bf16[64,16]{1,0} parameter(0)
+  %s = ((bf16[64,16]{1,0}), bf16[64,16]{1,0}, u32[]) call-start(%a), async_execution_thread="sparsecore", to_apply=%called
+  ROOT %d = bf16[64,16]{1,0} call-done(%s)
+}
+"""
+
+
+def test_what_sparse_cores_send_counts():
+    """On a v7 TPU they are called to gather weights, which without them would seem to come from nowhere."""
+    (found,) = hlo.read(SPARSE, 4)[1]
+    assert (found.kind, found.sent) == ("all-reduce", 2 * 64 * 16 * 2 * 3 / 4)
+
+
 def test_a_batch_of_products_written_as_a_convolution_counts_once():
     found = {"%x": (2, 9, 4, 5), "%y": (2, 9, 4, 5)}  # b=2, heads=4: 9 x 5 by 5 x 9
     table = {

@@ -84,7 +84,7 @@ def read(text: str, devices: int) -> tuple[list[Compute], list[Collective], list
             elif each.opcode == "conditional":
                 for branch in branches(each.rest):
                     visit(branch, times)
-            elif each.opcode in ("call", "async-start"):
+            elif each.opcode in ("call", "call-start", "async-start"):  # a v7 TPU calls its sparse cores to gather
                 visit(called(each.rest, "to_apply") or called(each.rest, "calls"), times)
             elif kind in COLLECTIVES:
                 collectives.append(collective(each, kind, table, times, devices))

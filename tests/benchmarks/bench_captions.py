@@ -18,7 +18,7 @@ from sora_jax import expansion, media
 from sora_jax.data import worlds
 from sora_jax.evaluate import world
 
-SCORES = ("color", "shape", "count", "two_objects", "framing")
+SCORES = ("color", "shape", "count", "relation", "two_objects", "framing")
 SHOWN = 6
 
 
