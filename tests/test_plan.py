@@ -208,7 +208,7 @@ SPARSE = """HloModule m
 }, execution_thread="sparsecore"
 ENTRY %main (a: bf16[64,16]) -> bf16[64,16] {
   %a = bf16[64,16]{1,0} parameter(0)
-  %s = ((bf16[64,16]{1,0}), bf16[64,16]{1,0}, u32[]) call-start(%a), async_execution_thread="sparsecore", to_apply=%called
+  %s = ((bf16[64,16]), bf16[64,16], u32[]) call-start(%a), async_execution_thread="sparsecore", to_apply=%called
   ROOT %d = bf16[64,16]{1,0} call-done(%s)
 }
 """
