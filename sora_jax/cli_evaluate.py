@@ -17,7 +17,7 @@ def world(args) -> None:
     """Paint held-out prompts of the embedded world and ask its oracle, which sees pixels alone, what they show."""
     from sora_jax.evaluate import world
 
-    how = dict(steps=args.steps, solver=args.solver, guidance=args.guidance, frames=args.frames)
+    how = dict(steps=args.steps, solver=args.solver, guidance=args.guidance, frames=args.frames, best=args.best)
     world.evaluate(args.model, seeds=args.seeds, quiet=args.json, out=args.out, **how)
 
 
@@ -117,6 +117,9 @@ def add(verbs, verb: Callable) -> None:
     p.add_argument("--frames", type=int, metavar="N", help="of every scene, 1 for images (default: each its own)")
     p.add_argument("--solver", metavar="NAME", help="euler, renoise, dpm2m or unipc (default: the model's)")
     p.add_argument("--guidance", type=float, metavar="G", help="how hard to follow the prompt (default: the model's)")
+
+    many = "of so many clips the one that the bundled captioner finds likeliest (default 1)"
+    p.add_argument("--best", type=flags.whole, default=1, metavar="N", help=many)
 
     p = parser("vae", vae, "what its VAE loses of clips", model, out, line)
     p.add_argument("source", nargs="?", default="world", help="a folder of videos and images (default: world)")
