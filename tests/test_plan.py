@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -218,6 +219,27 @@ def test_what_sparse_cores_send_counts():
     """On a v7 TPU they are called to gather weights, which without them would seem to come from nowhere."""
     (found,) = hlo.read(SPARSE, 4)[1]
     assert (found.kind, found.sent) == ("all-reduce", 2 * 64 * 16 * 2 * 3 / 4)
+
+
+SLICES = """HloModule m
+ENTRY %main (a: bf16[64,16]) -> bf16[64,16] {
+  %a = bf16[64,16]{1,0} parameter(0)
+  %t = token[] after-all()
+  %s = (bf16[64,16], u32[]{:S(2)}, token[]) send(%a, %t), channel_id=1, frontend_attributes={KIND,TO}
+  %r = (bf16[64,16], u32[]{:S(2)}, token[]) recv(%t), channel_id=2, frontend_attributes={KIND,TO}
+  %d = (bf16[64,16]{1,0}, token[]) recv-done(%r), channel_id=2, is_host_transfer=true
+  ROOT %g = bf16[64,16]{1,0} get-tuple-element(%d), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(("kind", "sent"), [("ALL_REDUCE", 2 * 64 * 16 * 2 * 3 / 4), ("ALL_GATHER", 64 * 16 * 2 * 3)])
+def test_what_slices_send_each_other_counts(kind, sent):
+    text = SLICES.replace("KIND", f'{hlo.MEGASCALE}="{kind}"').replace("TO", '_xla_megascale_target="{1,2,3,4}x{0:1}"')
+    _, (found,), _ = hlo.read(text, 8)
+    assert (found.kind, found.sent, found.group) == (kind.lower().replace("_", "-"), sent, (0, 2, 4, 6))
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(slice_index=i // 2) for i in range(8)]))
+    assert roofline.split(mesh, found) == (0.0, sent)
 
 
 def test_a_batch_of_products_written_as_a_convolution_counts_once():

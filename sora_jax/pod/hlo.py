@@ -30,6 +30,8 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "parti
 FREE |= {"iota", "opt-barrier", "copy-done", "async-done", "async-update", "all-gather-done", "all-reduce-done"}
 FREE |= {"collective-permute-done", "domain", "add-dependency"}
 
+MEGASCALE = "_xla_megascale_transfer_type"  # of what hosts carry from slice to slice
+
 
 class Instruction(NamedTuple):
     """One line of a computation; `types` are its results, (dtype, dimensions, in HBM)."""
@@ -88,6 +90,9 @@ def read(text: str, devices: int) -> tuple[list[Compute], list[Collective], list
                 visit(called(each.rest, "to_apply") or called(each.rest, "calls"), times)
             elif kind in COLLECTIVES:
                 collectives.append(collective(each, kind, table, times, devices))
+            elif each.opcode in ("send", "recv") and MEGASCALE in each.rest:
+                if each.opcode == "send":  # what is received is what others send
+                    collectives.append(among_slices(each, table, times, devices))
             elif each.opcode not in FREE and not each.opcode.endswith("-done"):
                 inner = program.get(called(each.rest, "calls") or "", []) if each.opcode == "fusion" else []
                 if any(part.opcode.removesuffix("-start") in COLLECTIVES for part in inner):
@@ -327,6 +332,21 @@ def collective(each: Instruction, kind: str, table: Mapping, times: int, devices
     sent = bytes_ * share * (2 if kind == "all-reduce" else 1) if n > 1 else 0.0
     dtype = max(larger, key=lambda t: math.prod(t[1]))[0] if larger else "?"
     return Collective(each.name, kind, times, dtype, bytes_, members, sent)
+
+
+def among_slices(each: Instruction, table: Mapping, times: int, devices: int) -> Collective:
+    """A collective of one device of every slice: their hosts carry it, and the program sends it to them.
+
+    Its target, {1,2,3,4}x{0:511}, are the slices and the devices of each.
+    """
+    kind = re.search(rf'{MEGASCALE}="(\w+)"', each.rest)[1].lower().replace("_", "-")
+    slices = [int(n) for n in re.search(r'_xla_megascale_target="\{([\d,]+)\}', each.rest)[1].split(",")]
+    of_slice = devices // len(slices)
+    group = tuple((n - min(slices)) * of_slice for n in slices)
+    types = table[each.operands[0]].types
+    bytes_ = size(types) * (len(group) if kind == "all-gather" else 1)
+    sent = bytes_ * (len(group) - 1) / len(group) * (2 if kind == "all-reduce" else 1)
+    return Collective(each.name, kind, times, types[0][0], bytes_, group, sent)
 
 
 def groups(rest: str, devices: int) -> list[tuple[int, ...]]:
