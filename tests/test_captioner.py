@@ -18,7 +18,7 @@ from sora_jax.model import Model, captioner_shapes, find, flat, load, unflat
 from sora_jax.models.captioner import KINDS, tell
 from sora_jax.models.text import EOS, Tokenizer
 from sora_jax.pod import mesh
-from sora_jax.train import loop
+from sora_jax.train.init import begun
 
 PATCH, GROUPS, WORDS = (2, 4, 4), 4, 10
 SIZE = 3 * int(np.prod(PATCH))
@@ -196,7 +196,7 @@ def test_a_saved_captioner_is_read_back(model, tmp_path):
 
 def test_a_run_begins_with_a_captioners_weights(model, tmp_path):
     model.save(tmp_path / "captioner")
-    began = loop.begun(str(tmp_path / "captioner"), jax.tree.map(jnp.zeros_like, model.params))
+    began = begun(str(tmp_path / "captioner"), jax.tree.map(jnp.zeros_like, model.params))
     for part in ("params", "ema"):
         jax.tree.map(np.testing.assert_array_equal, began[part], model.params)
 

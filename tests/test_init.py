@@ -8,7 +8,7 @@ import pytest
 import sora_jax
 from sora_jax.errors import InputError
 from sora_jax.models.dit import LATE, DiT
-from sora_jax.train import loop
+from sora_jax.train.init import begun
 
 
 def trained() -> dict:
@@ -18,7 +18,7 @@ def trained() -> dict:
 
 def test_the_weights_are_the_models():
     wanted = trained()
-    state = loop.begun("tiny", jax.tree.map(jnp.zeros_like, wanted))
+    state = begun("tiny", jax.tree.map(jnp.zeros_like, wanted))
     for which in ("params", "ema"):
         jax.tree.map(np.testing.assert_array_equal, state[which], wanted)
     both = jax.tree.leaves(state["params"]), jax.tree.leaves(state["ema"])
@@ -30,10 +30,10 @@ def test_a_model_of_other_shapes_is_refused():
     there = params["dit"]["patch_in"]["kernel"].shape
     params["dit"]["patch_in"]["kernel"] = jnp.zeros((there[0], 64))
     with pytest.raises(InputError, match=rf"tiny .* dit.patch_in.kernel is \[{there[0]}, {there[1]}\] there, \[.*64\]"):
-        loop.begun("tiny", params)
+        begun("tiny", params)
     params["dit"]["patch_in"]["lora"] = params["dit"]["patch_in"].pop("kernel")
     with pytest.raises(InputError, match=r"dit.patch_in.lora is not there"):
-        loop.begun("tiny", params)
+        begun("tiny", params)
 
 
 def test_what_adds_nothing_may_be_new(tmp_path, capsys):
@@ -46,7 +46,7 @@ def test_what_adds_nothing_may_be_new(tmp_path, capsys):
             drawn["dit"][name] = jax.tree.map(jnp.zeros_like, drawn["dit"][name])
     model.config["dit"] |= {"gated": False, "absolute": False, "stem": 0}
     model.save(tmp_path / "without")
-    state = loop.begun(str(tmp_path / "without"), drawn)
+    state = begun(str(tmp_path / "without"), drawn)
     said = capsys.readouterr().err
     assert all(f"dit.{name}" in said for name in LATE)
     more = DiT(**sora_jax.load("tiny").config["dit"] | {"patch": (1, 1, 1)})

@@ -20,6 +20,7 @@ from sora_jax.models.dit import DiT
 from sora_jax.pod import mesh as pod
 from sora_jax.train import checkpoint, configs, loop, tasks
 from sora_jax.train.export import export
+from sora_jax.train.init import taken
 from sora_jax.weights import lora
 
 FIELDS = dict(width=28, depth=2, heads=2, mlp=48, channels=4, given=0, patch=(1, 2, 2), remat=False, dtype="float32")
@@ -290,7 +291,7 @@ def test_the_base_lies_by_the_same_rules_and_a_pods_step_is_of_the_lora_alone():
     _, abstract, _ = loop.prepare(task, c, mesh)
     rule = pod.RULES[0][2]
     with pytest.raises(InputError, match=r"dit and text would stay as drawn: give --config.init"):
-        loop.taken(c.init, loop.frozen(task, c, mesh))
+        taken(c.init, loop.frozen(task, c, mesh))
     still = loop.frozen(task, c, mesh)
     q = still["dit"]["blocks"]["self"]["q"]["kernel"]
     assert q.sharding.spec == pod.fitting(q.shape, rule, dict(mesh.shape)) and q.dtype == jnp.bfloat16

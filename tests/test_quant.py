@@ -15,7 +15,7 @@ from sora_jax.errors import InputError
 from sora_jax.model import Model, flat, load, shapes_of
 from sora_jax.models.text import train_tokenizer
 from sora_jax.pod import mesh as pod
-from sora_jax.train import loop
+from sora_jax.train.init import begun
 from sora_jax.weights import lora, quant
 
 CONFIG = {
@@ -133,6 +133,6 @@ def test_a_lora_is_added_before_and_what_cannot_be_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="'int4'; choose one of int8, float8"):
         load(folder, quant="int4")
     with pytest.raises(InputError, match="is a model in 8 bits, to paint with"):
-        loop.begun(str(tmp_path / "small"), {"dit": load(folder).params["dit"]})
+        begun(str(tmp_path / "small"), {"dit": load(folder).params["dit"]})
     with pytest.raises(InputError, match="a model folder holds int8"):
         load(folder, quant="float8").save(tmp_path / "float8")

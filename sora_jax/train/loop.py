@@ -41,14 +41,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sora_jax.data.pipeline import redeal
 from sora_jax.errors import InputError
-from sora_jax.model import load
-from sora_jax.models.dit import LATE
 from sora_jax.pod import mesh as pod
 from sora_jax.pod.hosts import joined, together
 from sora_jax.train import checkpoint, optimizer
+from sora_jax.train.init import FOLDER, begun, flat, taken
 from sora_jax.train.log import Log, replace, say, writing
 
-FOLDER = ("vae", "text", "dit", "captioner", "expander")  # the parts of a model folder that are trained
 MODEL_KEYS = ("task", *FOLDER, "opt.name")  # what a checkpoint's arrays depend on,
 FREE_KEYS = ("dit.remat", "dit.keep", "dit.unroll")  # but not these, which trade memory, or compilation, for time
 PROFILED = 3  # steps in a trace
@@ -224,18 +222,6 @@ def prepare(task, config, mesh):
     return update, abstract, fresh
 
 
-def begun(name: str, params: dict, expert: str = "") -> dict:
-    """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices. As drawn stay a
-    LoRA and what the folder's DiT was trained without, where that adds nothing at first (models/dit.py: LATE).
-    expert: "high" or "low", where it holds two transformers, the one that is trained.
-
-    Raises InputError where the folder is no model, or one of other shapes.
-    """
-    like = {part: tree for part, tree in params.items() if part in FOLDER}
-    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, like, expert), like)  # copies
-    return {"params": params | began, "ema": jax.tree.map(jnp.copy, params | began)}
-
-
 def frozen(task, config, mesh) -> dict:
     """What the task keeps frozen, as shapes with where they lie: by the rules of what is trained."""
     shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -246,35 +232,6 @@ def laid_out(shapes, mesh):
     """Shapes, each with where `pod.mesh` wants it."""
     spread = pod.shardings(mesh, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, spread)
-
-
-def taken(name: str, like: dict, expert: str = "") -> dict:
-    """The model folder's weights of the shapes and on the devices of `like`, in the types in which they are stored; of
-    two transformers those of the `expert`. Raises InputError as `begun`, and where no model is named."""
-    if not name:
-        raise InputError(f"{' and '.join(sorted(like))} would stay as drawn: give --config.init, the model they are of")
-    params = load(name, host=True).params  # transformers go where they will lie, by no way over one device
-    if expert and "dit_low" not in params:
-        raise InputError(f"config.expert is {expert!r}, but config.init = {name} holds no two transformers")
-    given = flat(params | ({"dit": params["dit_low"]} if expert == "low" else {}))
-    late: set[str] = set()
-
-    def take(path, x):
-        path = jax.tree_util.keystr(path, simple=True, separator=".")
-        if hasattr(given.get(path), "qvalue"):
-            raise InputError(f"config.init = {name} is a model in 8 bits, to paint with: train the one it was made of")
-        if path not in given and isinstance(x, jax.Array) and set(path.split(".")) & set(LATE):
-            late.add(path.rpartition(".")[0])
-            return x
-        if path not in given or given[path].shape != x.shape:
-            has = f"is {list(given[path].shape)} there" if path in given else "is not there"
-            raise InputError(f"config.init = {name} is a model of another kind: {path} {has}, {list(x.shape)} here")
-        return jax.device_put(given[path], x.sharding)
-
-    weights = jax.tree_util.tree_map_with_path(take, like)
-    if late:
-        say(f"{name} was trained without {', '.join(sorted(late))}: they begin at nothing")
-    return weights
 
 
 def announce(batch: dict, seen: set, k: int) -> bool:
@@ -403,14 +360,6 @@ def keep_config(config, workdir: Path, resuming: bool) -> None:
             say(f"resuming with {k} = {after.get(k)!r} (was {before.get(k)!r})")
     if jax.process_index() == 0:
         replace(path, json.dumps(new, indent=1) + "\n")
-
-
-def flat(tree: dict, prefix: str = "") -> dict:
-    """{'opt': {'lr': 1}} -> {'opt.lr': 1}."""
-    leaves = {}
-    for name, value in tree.items():
-        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return leaves
 
 
 def compilation_cache() -> None:
