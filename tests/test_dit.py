@@ -189,3 +189,9 @@ def test_text_helps_where_it_is_heard_and_not_before(monkeypatch):
     helps = lambda params: task.evaluate(params, jax.random.key(0))["text_helps"]
     assert helps(task.init(jax.random.key(0))) == 0
     assert helps({part: tiny.params[part] for part in ("text", "dit")}) > 0.005
+
+
+def test_what_is_wrong_with_the_held_out_clips_is_said_at_once():
+    config = configs.read("configs/dit.py:smoke", ["data.held_out=nowhere"])
+    with pytest.raises(InputError, match="nowhere"):
+        tasks.make(config).batches(None, 0, 1)

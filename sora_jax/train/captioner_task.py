@@ -87,6 +87,7 @@ def make(config) -> Task:
         return told + config.loss.contrast * contrast, numbers
 
     def batches(cursor, host: int, hosts: int):
+        held_out()  # what is wrong with it is said now, not hours later
         return stream(config.data.path, config.data.images, config.seed, cursor, host, hosts)
 
     def stream(path: str, images: float, seed: int, cursor, host: int = 0, hosts: int = 1):

@@ -142,6 +142,7 @@ def make(config) -> Task:
         return total, numbers
 
     def batches(cursor, host: int, hosts: int):
+        held_out()  # what is wrong with it is said now, not hours later
         return stream(config.data.path, config.seed, cursor, host, hosts)
 
     def stream(path: str, seed: int, cursor, host: int = 0, hosts: int = 1, data=config.data):
