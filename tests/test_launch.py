@@ -223,7 +223,7 @@ echo "$(cat "$CLOUD/step" 2>/dev/null || echo 0)" >>"$CLOUD/began"
 while [ $(($(wc -l <"$CLOUD/began") % 2)) = 1 ]; do sleep 0.05; done
 while step=$(cat "$CLOUD/step" 2>/dev/null || echo 0) && [ "$step" -lt 8 ]; do
     case $PWD in *.0/sora_jax) echo $((step + 1)) >"$CLOUD/step.new" && mv "$CLOUD/step.new" "$CLOUD/step" ;; esac
-    [ "$step" != "${ABORT:-none}" ] || [ -e "$CLOUD/aborted" ] || { touch "$CLOUD/aborted"; exit 134; }
+    [ "$step" != "${ABORT:-none}" ] || ! mkdir "$CLOUD/aborted" 2>/dev/null || exit 134 # mkdir: one of both, once
     [ "$step" != "${FAIL:-none}" ] || { echo "the reason"; exit 2; }
     sleep 0.3
 done
