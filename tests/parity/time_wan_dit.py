@@ -1,7 +1,7 @@
 """Times diffusers' WanTransformer3DModel for tests/benchmarks/bench_dit.py.
 
 A line in, "forward" or "step"; a line out: seconds, CPU seconds, bytes beyond what the process held without weights,
-and the prediction's mean size or the loss. Its first argument is the geometry as JSON, the second "eager" or "compiled".
+and the prediction's mean size or the loss. Arguments: the geometry as JSON, and "eager" or "compiled".
 """
 
 import json
