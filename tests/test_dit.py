@@ -195,3 +195,11 @@ def test_what_is_wrong_with_the_held_out_clips_is_said_at_once():
     config = configs.read("configs/dit.py:smoke", ["data.held_out=nowhere"])
     with pytest.raises(InputError, match="nowhere"):
         tasks.make(config).batches(None, 0, 1)
+
+
+def test_a_clip_larger_than_a_row_is_said_at_once():
+    config = configs.read("configs/dit.py:tiny", ["data.row=100", "data.drop=0.0"])
+    dit_task.check({"a": [5, 4, 5], "b": None}, (1, 1, 1), config.data)
+    with pytest.raises(InputError, match=r"b holds a clip of 5x5x5 latents .* 125 patches do not fit into .* 100"):
+        dit_task.check({"a": [5, 4, 5], "b": [5, 5, 5]}, (1, 1, 1), config.data)
+    dit_task.check({"b": [5, 5, 5]}, (1, 2, 2), config.data)

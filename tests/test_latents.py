@@ -54,6 +54,7 @@ def test_latents_keep_native_sizes(small_clips, model, tmp_path):
         assert (row["width"], row["height"]) == (16, 16) and row["frames"] == 1 + 4 * (len(row["z"]) - 1)
         assert row["caption_short"] == f"clip {name[0]}" and row["caption_long"].endswith("length")
         assert row["caption_original"] == clips[name]["caption"]
+    assert report["largest"] == [2, 2, 2] and list(dataset.open_latents(tmp_path / "z").largest.values()) == [[2, 2, 2]]
     import tensorflow_datasets as tfds
 
     theirs = tfds.builder_from_directory(tmp_path / "z").as_data_source(split="train")[0]

@@ -107,8 +107,8 @@ def latents(
     Features: z (float16 [f h w c]), caption_short, caption_long, caption_original (the one the clip came with), name;
     width, height, frames, fps of what was encoded.
 
-    Returns the report as `build` does. Raises InputError: no such dataset or model, a word that the world does not
-    know, `out` taken or full.
+    Returns the report as `build` does, and "largest": [frames, height, width] of the largest clip's latents.
+    Raises InputError: no such dataset or model, a word that the world does not know, `out` taken or full.
     """
     for name, value in {"max_pixels": max_pixels, "max_frames": max_frames, "clips": clips}.items():
         if value is not None and value < 1:
@@ -137,9 +137,8 @@ def latents(
         made_from |= {"given": beside, "masks": list(canvas.GIVEN)}
     parts = [range(start + part.start, start + part.stop) for part in shards.split(clips, shard_size)]
     examples = functools.partial(_encoded, load, where, max_pixels, square)
-    return shards.write(
-        out, "latents", _latent_features(vae.vae.channels + beside), parts, examples, made_from, runner, beam
-    )
+    features = _latent_features(vae.vae.channels + beside)
+    return shards.write(out, "latents", features, parts, examples, made_from, runner, beam, size=_sides)
 
 
 def open_clips(path) -> shards.Records:
@@ -211,6 +210,10 @@ def _read_latent(values: dict) -> dict:
     original = values.get("caption_original", values["caption_long"])  # older datasets have none
     said["caption_original"] = original[0].decode()
     return {"z": z} | said | {key: values[key][0] for key in ("width", "height", "frames", "fps")}
+
+
+def _sides(record: dict) -> tuple[int, ...]:
+    return record["z"].shape[:3]
 
 
 def _captions(src, clips: int, seed: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ a record's bytes depend on its source alone, so killed and rerun == never killed
 
     OUT/build.json                                  what the dataset is made from; another one is refused
     OUT/clips-train.array_record-00000-of-00012     the shards
-    OUT/skipped/00000-of-00012.json                 what that shard had to skip, until report.json gathers it
+    OUT/said/00000-of-00012.json                    what that shard skipped, and its largest record, for report.json
     OUT/features.json, dataset_info.json            TFDS metadata
     OUT/report.json                                 written last: the dataset is complete
 """
@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -53,13 +54,15 @@ def write(
     runner: str = "DirectRunner",
     beam: Sequence[str] = (),
     share: Callable[[dict], float] | None = None,
+    size: Callable[[dict], Sequence[int]] | None = None,
 ) -> dict:
     """Writes the dataset folder `out`, one shard for each of `parts`, and returns its report.
 
     `examples(part, skipped)` yields the records of a part, in order, and appends {"file", "reason"} to `skipped` for
     what it has to leave out. It and `parts` travel to Beam's workers, so they must pickle. `out` must be a path that
     all workers see. `made_from` (JSON-able) tells this dataset from any other. `share(record)`: how much of a source
-    a record is, when it is not all of it, for the progress shown.
+    a record is, when it is not all of it, for the progress shown. `size(record)`: its sides; the report tells the
+    largest.
 
     Raises InputError when `out` holds another dataset, cannot be written or is full, or when nothing was left to write.
     """
@@ -69,7 +72,7 @@ def write(
     if not (out / "report.json").exists():
         there = set(os.listdir(out))
         todo = [(shard, part) for shard, part in zip(shards, parts, strict=True) if shard not in there]
-        work = functools.partial(_write_shard, out, features, examples, share)
+        work = functools.partial(_write_shard, out, features, examples, share, size)
         with _progress(out, dict(zip(shards, map(len, parts), strict=True)), name):
             _run(todo, work, runner, beam)
         _finish(out, name, features, shards)
@@ -144,13 +147,14 @@ def _run(todo: list, work: Callable, runner: str, beam: Sequence[str]):
         raise InputError(said[1]) from error
 
 
-def _write_shard(out: Path, features, examples: Callable, share: Callable | None, element: tuple):
+def _write_shard(out: Path, features, examples: Callable, share: Callable | None, size: Callable | None, element):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     shard, part = element
     if (out / shard).exists():  # a runner may hand out an element twice
         return
     skipped: list[dict] = []
+    largest: list[int] = []
     done = 0.0
     temporary = out / f".{shard}.{os.getpid()}-{threading.get_ident()}.tmp"
     try:
@@ -161,11 +165,12 @@ def _write_shard(out: Path, features, examples: Callable, share: Callable | None
                 with writing(out):
                     writer.write(_serialize(features, record))
                 done += 1 if share is None else share(record)
+                largest = max(largest, [int(n) for n in size(record)] if size else [], key=_volume)
                 _under_way[shard] = min(len(part), round(done + len(skipped), 2))
         with writing(out):
             writer.close()
-            (out / "skipped").mkdir(exist_ok=True)
-            put(_skipped_of(out, shard), json.dumps(skipped))
+            (out / "said").mkdir(exist_ok=True)
+            put(_said_of(out, shard), json.dumps({"skipped": skipped, "largest": largest}))
             os.replace(temporary, out / shard)
     finally:
         _under_way.pop(shard, None)
@@ -184,8 +189,12 @@ def _serialize(features, record: dict) -> bytes:
     return tf_example_pb2.Example.FromString(features.serialize_example(record)).SerializeToString(deterministic=True)
 
 
-def _skipped_of(out: Path, shard: str) -> Path:
-    return out / "skipped" / f"{shard.split('record-')[1]}.json"
+def _said_of(out: Path, shard: str) -> Path:
+    return out / "said" / f"{shard.split('record-')[1]}.json"
+
+
+def _volume(sides: Sequence[int]) -> int:
+    return math.prod(sides) if sides else 0
 
 
 def _finish(out: Path, name: str, features, shards: list[str]):
@@ -193,7 +202,8 @@ def _finish(out: Path, name: str, features, shards: list[str]):
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordReader
 
-    skipped = [bad for shard in shards for bad in json.loads(_skipped_of(out, shard).read_text())]
+    said = [json.loads(_said_of(out, shard).read_text()) for shard in shards]
+    largest = max((each["largest"] for each in said), key=_volume, default=[])
     lengths = []
     for shard in shards:
         reader = ArrayRecordReader(str(out / shard))
@@ -216,10 +226,12 @@ def _finish(out: Path, name: str, features, shards: list[str]):
                 description=(out / "build.json").read_text(),
             )
         report = {"out": str(out), "dataset": name, "records": sum(lengths), "shards": len(shards), "bytes": size}
-        put(out / "report.json", json.dumps(report | {"skipped": skipped}, indent=1))
-    for leftover in [*out.glob(".*.tmp"), *(out / "skipped").glob("*")]:
+        report |= {"largest": largest} if largest else {}
+        report["skipped"] = [bad for each in said for bad in each["skipped"]]
+        put(out / "report.json", json.dumps(report, indent=1))
+    for leftover in [*out.glob(".*.tmp"), *(out / "said").glob("*")]:
         leftover.unlink(missing_ok=True)
-    (out / "skipped").rmdir()
+    (out / "said").rmdir()
 
 
 def put(path: Path, text: str):
@@ -279,6 +291,7 @@ def _progress(out: Path, sizes: dict[str, int], name: str) -> Iterator[None]:
 class Records(Sequence):
     """The records of a dataset folder by index, as `decode` makes them out of {feature: list of its values}.
 
+    `largest`: of each folder the sides of its largest record, or None where nobody looked.
     Raises InputError when the folder holds no such dataset, or an unfinished one.
     """
 
@@ -297,7 +310,8 @@ class Records(Sequence):
             if what != name:
                 raise InputError(f"{path} is a dataset of {what}, where one of {name} is needed")
             raise InputError(f"{path} has lost {missing[0]}: build it again")
-        self.path, self._decode = path.absolute(), decode
+        report = json.loads((path / "report.json").read_text()) if (path / "report.json").exists() else {}
+        self.path, self._decode, self.largest = path.absolute(), decode, {str(path): report.get("largest")}
         self._files = [f"{shard}[0:{n}]" for shard, n in zip(shards, lengths, strict=True) if n]
         self._length = sum(lengths)
 
@@ -318,6 +332,7 @@ class Records(Sequence):
         both = copy.copy(self)
         both.__dict__.pop("_source", None)
         both._files, both._length = self._files + more._files, self._length + more._length
+        both.largest = self.largest | more.largest
         return both
 
     def __getitem__(self, index: int) -> dict:

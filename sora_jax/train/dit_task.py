@@ -24,6 +24,8 @@ frames), painted at fixed seeds.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -35,7 +37,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from sora_jax import media
-from sora_jax.data import dataset, pipeline, worlds
+from sora_jax.data import dataset, packing, pipeline, worlds
 from sora_jax.data.fitting import fit
 from sora_jax.diffusion import canvas, flow
 from sora_jax.errors import InputError
@@ -50,6 +52,18 @@ from sora_jax.weights import lora
 EVAL_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 EVAL_BATCHES = 4
 WORLD_CLIPS = 64
+
+
+def check(largest: dict[str, list[int] | None], patch: Sequence[int], data) -> None:
+    """Raises InputError where a folder's largest clip is larger than a row: training would meet it hours later."""
+    for folder, size in largest.items():
+        patches = packing.kept(math.prod(packing.grid_of(size, patch)), data.drop) if size else 0
+        if patches > data.row:
+            raise InputError(
+                f"{folder} holds a clip of {'x'.join(map(str, size))} latents (frames x height x width): its {patches} "
+                f"patches do not fit into a row of {data.row}: raise config.data.row, or make latents with "
+                "--max-pixels or --max-frames"
+            )
 
 
 def make(config) -> Task:
@@ -146,7 +160,11 @@ def make(config) -> Task:
         return stream(config.data.path, config.seed, cursor, host, hosts)
 
     def stream(path: str, seed: int, cursor, host: int = 0, hosts: int = 1, data=config.data):
-        source = world(path) if path in ("world", "world-held-out") else dataset.open_latents(*path.split(","))
+        if path in ("world", "world-held-out"):
+            source = world(path)
+        else:
+            source = dataset.open_latents(*path.split(","))
+            check(source.largest, dit.patch, data)
         if len(source) and (there := source[0]["z"].shape[-1]) != channels:
             also = f" and config.dit.given {dit.given}: `data latents --model` must name a model of both"
             raise InputError(
