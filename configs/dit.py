@@ -1,26 +1,26 @@
 """The diffusion transformer, with its text encoder, on packed latents.
 
-    sora-jax data tokenizer world --vocab 1024 --out runs/tokenizer.model
-    sora-jax data latents world --model runs/vae-model --clips 24000 --seed 1000000 --max-frames 1 --out runs/images
-    sora-jax data latents world --model runs/vae-model --clips 12000 --seed 2000000 --max-frames 9 --out runs/short
-    sora-jax data latents world --model runs/vae-model --clips 12000 --out runs/latents
-    sora-jax data latents world --model runs/vae-model --clips 200 --seed 100000000 --out runs/held-out
-    sora-jax train --config configs/dit.py:images --workdir runs/images-dit
-    sora-jax export runs/images-dit --out runs/images-model
-    sora-jax train --config configs/dit.py:short --workdir runs/short-dit --config.init=runs/images-model
-    sora-jax export runs/short-dit --out runs/short-model
-    sora-jax train --config configs/dit.py:tiny --workdir runs/dit --config.init=runs/short-model
+    bash launch/tiny.sh runs/tiny
 
-On a CPU with two cores, XLA_FLAGS=--xla_force_host_platform_device_count=2 and --config.mesh.data=2 make them two
-devices, each with rows of its own, for `tiny`; `images` is faster on one, for each repeats the optimizer's work
-(tests/benchmarks/bench_step.py).
+makes the bundled model from nothing: VAE, tokenizer, latents, and the trainings of `one`, `short` and `tiny`, each from
+the model before. With a VAE and a tokenizer, the last of them by itself is
+
+    world="sora-jax data latents world --model runs/vae-model --max-pixels 4096"
+    $world --clips 5500 --out runs/latents
+    $world --clips 120 --seed 100000000 --out runs/held-out
+    sora-jax train --config configs/dit.py:tiny --workdir runs/dit
+
+Expect the figures of sora_jax/assets/tiny/README.md after two hours of two CPU cores, most of them for the first two.
 
 Variants:
-    tiny      the bundled model's: 5.0M parameters, mixed native sizes of the embedded world, rows of 1,728 patches.
-    images    what it begins with: images alone, the world's scenes at their first frames. Of a video's patches five
-              images can be made: colours, shapes and counts are learned at a fifth of the cost.
-    short     what it goes on with: clips of at most 9 frames, of which a row holds twice as many: motion. From the same
-              images, 200 steps of `tiny` reached 0.354 held out after 600 of these, and 0.436 without them.
+    tiny      the bundled model's: 2.4M parameters, mixed native sizes of the embedded world, rows of 576 patches, all
+              rates to zero.
+    one       what it begins with: small images of one object, at the noise at which its shape and place are decided.
+              The attention of short rows is cheap, and there is nothing else to learn: after 3,000 steps of 38 images
+              half of the shapes are as told.
+    short     what it goes on with: images of all kinds and clips of at most 216 patches, twice as many a second
+              as in rows of 576.
+    images    images alone, for the sweeps (configs/sweeps/).
     speedrun  clips of up to 9 frames (`--max-frames 9`), 400 steps, for `make train`.
     smoke     20 steps in about a minute from the embedded world alone, a checkpoint every 5.
     wan-1.3b, wan-14b, wan-5b, wan-a14b, wan-a14b-i2v
@@ -66,8 +66,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.frozen = ()  # parts of it that are not trained: ("text",), say
     c.expert = ""  # of two transformers the one that is trained: "high" or "low" noise
     c.lora = ConfigDict({"rank": 0})  # above 0: of a LoRA, which alone is trained
-    c.steps = 4500
-    c.ema = 0.998
+    c.steps = 1300
+    c.ema = 0.997
     c.save_every = 100
     c.keep = 2
     c.log_every = 25
@@ -93,16 +93,16 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.text.dtype = "float32"
 
     c.dit = ConfigDict()
-    c.dit.width = 192
+    c.dit.width = 128
     c.dit.depth = 6
-    c.dit.heads = 3
-    c.dit.mlp = 768
+    c.dit.heads = 4
+    c.dit.mlp = 512
     c.dit.channels = 48
     c.dit.patch = (1, 1, 1)
     c.dit.gated = True  # images learn faster, held out 0.47 after 100 steps instead of 0.61: sweeps/gate.py
     # at noise 0.9, 200 steps of images of one object, held out 0.481 instead of 0.497: sweeps/absolute.py
     c.dit.absolute = True
-    c.dit.stem = 768  # an object is two or three patches wide
+    c.dit.stem = 256  # an object is two or three patches wide
     c.dit.remat = False
     c.dit.keep = "nothing"  # of what remat would recompute: see models/dit.py
     c.dit.unroll = 6  # its layers one behind the other: a quarter faster on a CPU
@@ -112,8 +112,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     # or eps, velocity, or x0, Sora's "clean patches", which v is at high noise; at low noise x0 would have to be copied
     # through a network as narrow as this
     c.flow.predict = "v"
-    c.flow.law = "uniform"  # or logit_normal, mode, cosine; with so strong a shift logit_normal starves noise below 0.7
-    c.flow.shift_base = 8.0  # tokens at which the noise shift is 1; 0 for no shift
+    c.flow.law = "logit_normal"  # or uniform, mode, cosine
+    c.flow.shift_base = 3.0  # tokens at which the noise shift is 1; 0 for no shift
     c.flow.floor = 0.5  # noise level below which errors count as x0's
 
     # what a training clip knows of itself: see diffusion/canvas.py
@@ -122,9 +122,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.data = ConfigDict()
     c.data.path = "runs/latents"
     c.data.held_out = "runs/held-out"
-    c.data.row = 1728  # patches in a row
-    c.data.rows = 2
-    c.data.text_row = 288  # text tokens in a row
+    c.data.row = 576  # patches in a row
+    c.data.rows = 4
+    c.data.text_row = 384  # text tokens in a row
     c.data.segments = 16  # clips in a row, at most
     c.data.text_tokens = 96
     c.data.open_rows = 8
@@ -147,29 +147,51 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.opt.name = "muon"
     # at three times both rates the loss falls faster (images, 150 steps, held out: 0.47, not 0.55), but what is told is
     # heard ever less: text_out's features shrank to a quarter in 2,500 steps, told colours from 87 % of objects to 46 %
-    c.opt.lr = 3e-3
-    c.opt.adam_lr = 1e-3
+    c.opt.lr = 4e-3
+    c.opt.adam_lr = 1.3e-3
     c.opt.b1 = 0.9
     c.opt.b2 = 0.98
     c.opt.weight_decay = 0.01
     c.opt.warmup = 50
-    c.opt.schedule = "linear"
+    c.opt.schedule = "cosine"  # or linear, over the last fifth, constant; what is learned shows when rates fall
     c.opt.clip = 1.0
     c.opt.accumulate = 1
 
-    if variant == "images":
+    if variant == "one":
+        c.steps = 3000
+        c.opt.schedule = "constant"
+        c.flow.shift_base = 1.78  # half of the noise levels of 64 patches between 0.75 and 0.92
+        c.data.path = "runs/one"
+        c.data.held_out = "runs/held-out-one"
+        c.data.row = 128  # attention's price grows with it
+        c.data.rows = 16
+        c.data.text_row = 80
+        c.data.segments = 8
+        c.data.text_tokens = 64
+        c.masks.update(none=0.95, box=0.05, first=0.0, last=0.0, ends=0.0, frames=0.0)
+    elif variant == "short":
+        c.steps = 3000
+        c.opt.schedule = "constant"
+        c.data.path = "runs/images,runs/short,runs/slow"
+        c.data.row = 216
+        c.data.rows = 10
+        c.data.text_row = 144
+        c.data.segments = 10
+    elif variant == "images":
+        c.steps = 4500
         c.data.path = "runs/images"
-        c.data.row = 216  # attention's price grows with it
+        c.data.row = 216
         c.data.rows = 8
         c.data.text_row = 144
         c.data.segments = 8
         c.masks.update(none=0.95, box=0.05, first=0.0, last=0.0, ends=0.0, frames=0.0)
-    elif variant == "short":
-        c.data.path = "runs/short"
-        c.data.segments = 32
+        as_measured(c)
     elif variant == "speedrun":
         c.steps = 400
         c.data.row = 768
+        c.data.rows = 2
+        c.data.text_row = 288
+        as_measured(c)
     elif variant == "smoke":
         c.steps = 20
         c.save_every = 5
@@ -181,6 +203,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.data.path = "world"
         c.data.held_out = "world-held-out"
         c.data.row = 432
+        c.data.rows = 2
+        c.data.text_row = 288
         c.dit.width = 64
         c.dit.heads = 2
         c.dit.depth = 2
@@ -192,7 +216,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     elif variant in published.MODELS:
         wan(c, published.MODELS[variant])
     elif variant != "tiny":
-        known = ", ".join(("tiny", "images", "short", "speedrun", "smoke", *published.MODELS))
+        known = ", ".join(("tiny", "one", "short", "images", "speedrun", "smoke", *published.MODELS))
         raise ValueError(f"configs/dit.py has no variant {variant!r}; choose one of {known}")
     for option in options:
         name, _, value = option.partition("=")
@@ -207,6 +231,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     elif options:
         c.init = c.vae_model = c.tokenizer = "tiny"
     return c.lock()
+
+
+def as_measured(c: ConfigDict) -> None:
+    """Noise and rates as they were when the sweeps, and `make train`, were measured."""
+    c.ema = 0.998
+    c.flow.update(law="uniform", shift_base=8.0)
+    c.opt.update(lr=3e-3, adam_lr=1e-3, schedule="linear")
 
 
 def further(c: ConfigDict, model: published.Published) -> None:

@@ -164,6 +164,12 @@ def test_a_long_row_takes_memory_in_proportion(monkeypatch):
     assert bytes_of(2048) < 2.2 * bytes_of(1024)
 
 
+@pytest.mark.parametrize(("length", "block"), [(576, 192), (257, 129), (256, 256), (1728, 247), (65_536, 256)])
+def test_blocks_fill_a_row_evenly(length, block):
+    assert kernels.even(length, 256) == block
+    assert -(-length // block) == -(-length // 256) and -length % block < -(-length // 256)
+
+
 KERNELS = {
     "xla": lambda: kernels.xla(64),
     "tokamax": lambda: kernels.tokamax(True),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sora_jax
 from sora_jax import media
 from sora_jax.data import worlds
 
@@ -46,6 +47,22 @@ def test_from_nothing_to_prompted_videos_and_again(environment, tmp_path):
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert run(line, env).stdout.count(": done") == 6
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_bundled_model(environment, tmp_path):
+    """launch/tiny.sh, with a few clips and steps: each training begins with the model before, and a model comes out."""
+    smaller = (
+        "--config.steps=2 --config.dit.depth=1 --config.dit.unroll=1 --config.picture_every=0 --config.save_every=2"
+    )
+    env = {**environment, "VAE": "smoke", "SHARE": "10000", "SMALLER": smaller}
+    run(["bash", "launch/tiny.sh", str(tmp_path / "run")], env)
+    begun = [
+        json.loads((tmp_path / "run" / f"{name}-dit" / "config.json").read_text())["init"]
+        for name in ("one", "short", "tiny")
+    ]
+    assert begun == ["", *(str(tmp_path / "run" / name) for name in ("one-model", "short-model"))]
+    assert sora_jax.load(tmp_path / "run" / "tiny-model").dit.depth == 1
 
 
 def blocks(language):

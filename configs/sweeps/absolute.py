@@ -15,6 +15,8 @@ STEPS = 300
 SHARED = {"steps": STEPS, "eval_every": 100, "save_every": 1000, "picture_every": 0, "vae_model": "tiny"}
 SHARED |= {"tokenizer": "tiny", "data.path": "runs/one", "data.held_out": "runs/held-out-one"}
 SHARED |= {
+    "dit.width": 192,
+    "dit.mlp": 768,
     "dit.stem": 0,
     "flow.law": "logit_normal",
     "flow.shift_base": 1.78,

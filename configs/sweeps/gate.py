@@ -11,7 +11,7 @@ least to pass on, 0.69 and 0.64, and 0.67 twice. Twenty minutes on two CPU cores
 CONFIG = "configs/dit.py:images"
 STEPS = 100
 SHARED = {"steps": STEPS, "eval_every": STEPS, "picture_every": 0, "ema": 0.98, "data.held_out": "runs/held-out-images"}
-SHARED |= {"dit.absolute": False, "dit.stem": 0}  # as measured
+SHARED |= {"dit.width": 192, "dit.heads": 3, "dit.mlp": 768, "dit.absolute": False, "dit.stem": 0}  # as measured
 ROWS = {(1, 1, 1): {}, (1, 2, 2): {"data.row": 144, "data.rows": 12, "data.text_row": 224, "data.segments": 12}}
 
 

@@ -12,6 +12,7 @@ CONFIG = "configs/dit.py:images"
 STEPS = 200
 SHARED = {
     "dit.width": 96,
+    "dit.heads": 3,
     "dit.mlp": 384,
     "steps": STEPS,
     "eval_every": STEPS,

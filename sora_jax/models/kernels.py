@@ -7,7 +7,7 @@ with q scaled already and mask = 0 where the segments are equal, else -inf. As (
 be met with the lse of all of them: so rows go around a ring (`pod.context.streamed`, FlashAttention-2's backward pass,
 arXiv:2307.08691).
 
-    CPU   XLA; one matrix of scores up to BLOCK queries; beyond, (1) and (2) in blocks of BLOCK queries and keys, and
+    CPU   XLA; one matrix of scores up to BLOCK queries; beyond, (1) and (2) in even blocks of at most that, and
           those whose segments do not meet are skipped: memory O(s), and time that of the clips, not of the row
     GPU   the same: `jax.nn.dot_product_attention` (cuDNN) masks segments by a dense matrix only, and no other kernel
           was measured
@@ -66,7 +66,12 @@ def attend_local(
         return flash(tokamax() or splash(), q, k, v, q_seg, kv_seg, ring)
     if ring is None and q.shape[1] <= BLOCK[platform]:
         return whole(q, k, v, q_seg, kv_seg)
-    return flash(xla(BLOCK[platform]), q, k, v, q_seg, kv_seg, ring)
+    return flash(xla(even(q.shape[1], BLOCK[platform])), q, k, v, q_seg, kv_seg, ring)
+
+
+def even(length: int, most: int) -> int:
+    """The block, at most so long, of which a row holds the fewest and is filled up the least: 576 is three of 192."""
+    return -(-length // -(-length // most))
 
 
 def whole(q: Array, k: Array, v: Array, q_seg: Array, kv_seg: Array) -> Array:

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_attention.py
 
-Prints the seconds of a row of 1,728 patches of seven clips, by the length of a block, and their ratio to
-the row as a whole.
+Prints the seconds of four rows of 576 patches and of one of 1,728, each of several clips, by the length of a block, and
+their ratio to the rows as a whole.
 """
 
 import time
@@ -14,8 +14,8 @@ import numpy as np
 
 from sora_jax.models import kernels
 
-CLIPS = (240, 400, 108, 320, 48, 576, 36)
-HEADS, WIDTH, TURNS = 3, 64, 7
+ROWS = {4: (24, 180, 64, 216, 92), 1: (240, 400, 108, 320, 48, 576, 36)}  # how many, of which clips
+HEADS, WIDTH, TURNS = 4, 32, 7
 BLOCKS = (64, 128, 256, 512)
 
 
@@ -32,14 +32,16 @@ def seconds(attend, *arrays) -> float:
 
 
 def main() -> None:
-    seg = jnp.asarray(np.repeat(np.arange(len(CLIPS)) + 1, CLIPS)[None], jnp.int32)
-    q, k, v = (jax.random.normal(key, (*seg.shape, HEADS, WIDTH)) for key in jax.random.split(jax.random.key(0), 3))
-    whole = seconds(lambda *x: kernels.whole(*x, seg, seg), q, k, v)
-    print(f"all scores at once  {whole:.3f} s")
-    for block in BLOCKS:
-        took = seconds(lambda *x, b=block: kernels.flash(kernels.xla(b), *x, seg, seg), q, k, v)
-        mark = "  (here)" if block == kernels.BLOCK["cpu"] else ""
-        print(f"blocks of {block:<9} {took:.3f} s, {whole / took:.1f} times as fast{mark}")
+    for rows, clips in ROWS.items():
+        seg = jnp.asarray(np.repeat(np.arange(len(clips)) + 1, clips)[None].repeat(rows, 0), jnp.int32)
+        keys = jax.random.split(jax.random.key(0), 3)
+        q, k, v = (jax.random.normal(key, (*seg.shape, HEADS, WIDTH)) for key in keys)
+        whole = seconds(lambda *x, seg=seg: kernels.whole(*x, seg, seg), q, k, v)
+        print(f"{rows} x {sum(clips)}, all scores at once  {whole:.3f} s")
+        here = kernels.even(sum(clips), kernels.BLOCK["cpu"])
+        for block in sorted({*BLOCKS, here}):
+            took = seconds(lambda *x, b=block, seg=seg: kernels.flash(kernels.xla(b), *x, seg, seg), q, k, v)
+            print(f"blocks of {block:<9} {took:.3f} s, {whole / took:.1f} times as fast{'  (here)' * (block == here)}")
 
 
 if __name__ == "__main__":
