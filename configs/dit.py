@@ -13,7 +13,7 @@ the model before. With a VAE and a tokenizer, the last of them by itself is
 Expect the figures of sora_jax/assets/tiny/README.md after two hours of two CPU cores, most of them for the first two.
 
 Variants:
-    tiny      the bundled model's: 2.4M parameters, mixed native sizes of the embedded world, rows of 576 patches, all
+    tiny      the bundled model's: 2.0M parameters, mixed native sizes of the embedded world, rows of 576 patches, all
               rates to zero.
     one       what it begins with: small images of one object, at the noise at which its shape and place are decided.
               The attention of short rows is cheap, and there is nothing else to learn: after 3,000 steps of 38 images
