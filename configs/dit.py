@@ -10,16 +10,16 @@ the model before. With a VAE and a tokenizer, the last of them by itself is
     $world --clips 120 --seed 100000000 --out runs/held-out
     sora-jax train --config configs/dit.py:tiny --workdir runs/dit
 
-Expect the figures of sora_jax/assets/tiny/README.md after two hours of two CPU cores, most of them for the first two.
+Expect the figures of sora_jax/assets/tiny/README.md; the three trainings take an hour and forty minutes of two cores.
 
 Variants:
     tiny      the bundled model's: 2.0M parameters, mixed native sizes of the embedded world, rows of 576 patches, all
               rates to zero.
     one       what it begins with: small images of one object, at the noise at which its shape and place are decided.
               The attention of short rows is cheap, and there is nothing else to learn: after 3,000 steps of 38 images
-              half of the shapes are as told.
-    short     what it goes on with: images of all kinds and clips of at most 216 patches, twice as many a second
-              as in rows of 576.
+              half of the shapes are as told (tests/benchmarks/bench_levels.py).
+    short     what it goes on with: images of all kinds and clips of at most 216 patches, half as many again a
+              second as in rows of 576.
     images    images alone, for the sweeps (configs/sweeps/).
     speedrun  clips of up to 9 frames (`--max-frames 9`), 400 steps, for `make train`.
     smoke     20 steps in about a minute from the embedded world alone, a checkpoint every 5.

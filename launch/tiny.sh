@@ -1,7 +1,8 @@
 #!/bin/bash
-# The bundled model (sora_jax/assets/tiny), from nothing, on two CPU cores, in about three hours: VAE, tokenizer, latents
-# of the embedded world, and three trainings of one transformer, each from the one before: small images of one object,
-# images and short clips, everything with rates that fall to zero. Everything lands in runs/tiny (or in the folder given).
+# The bundled model (sora_jax/assets/tiny), from nothing, on two CPU cores: VAE, tokenizer, latents of the embedded world,
+# and three trainings of one transformer, each from the one before, which take an hour and forty minutes: small images of
+# one object, images and short clips, everything with rates that fall to zero. Everything lands in runs/tiny (or in the
+# folder given).
 # Stop it whenever you like: run again, it goes on where it was. `sora-jax` must be on the PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."

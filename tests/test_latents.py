@@ -9,6 +9,7 @@ import pytest
 from sora_jax import media
 from sora_jax.data import dataset, fitting, worlds
 from sora_jax.errors import InputError
+from sora_jax.train import configs, tasks
 from tests.datasets import kill_when, moving, shards_of, start
 
 pytest.importorskip("tensorflow_datasets")
@@ -59,6 +60,13 @@ def test_latents_keep_native_sizes(small_clips, model, tmp_path):
 
     theirs = tfds.builder_from_directory(tmp_path / "z").as_data_source(split="train")[0]
     np.testing.assert_array_equal(theirs["z"], rows[theirs["name"].decode()]["z"].astype(np.float16))
+
+
+def test_training_says_at_once_what_no_row_can_hold(small_clips, model, tmp_path):
+    dataset.latents(small_clips, model, tmp_path / "z")
+    told = ["data.path=world", f"data.held_out={tmp_path / 'z'}", "dit.channels=3", "data.row=7"]
+    with pytest.raises(InputError, match=r"z holds a clip of 2x2x2 latents .* 8 patches do not fit into a row of 7"):
+        tasks.make(configs.read("configs/dit.py:smoke", told)).batches(None, 0, 1)
 
 
 def test_only_larger_frames_shrink():

@@ -13,7 +13,6 @@ import argparse
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -24,15 +23,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 WIDTH, LATENTS = 12, (5, 32, 32)
 
 
-def rss() -> int:
-    """Bytes of this process in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def held(verb: str, frames: int) -> None:
     """Prints the peak of a streamed pass in MiB, beyond what was held before it."""
     import jax
     import numpy as np
+    from measured import measured, rss
 
     from sora_jax.models.vae import VAE
     from sora_jax.models.vae_stream import stream_decode, stream_encode
@@ -51,18 +46,8 @@ def held(verb: str, frames: int) -> None:
             piece.block_until_ready()
 
     run(9)  # compiles
-    before, peak, done = rss(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, rss())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run(frames)
-    done.set()
-    watcher.join()
+    before = rss()
+    _, _, peak, _ = measured(lambda: run(frames))
     print(before / 2**20, peak / 2**20)
 
 

@@ -18,7 +18,7 @@ def measured(run: Callable[[], float]) -> tuple[float, float, int, float]:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.005):
+        while not done.wait(0.002):
             peak = max(peak, rss())
 
     watcher = threading.Thread(target=watch)
