@@ -2,15 +2,16 @@
 
     bash launch/tiny.sh runs/tiny
 
-makes the bundled model from nothing: VAE, tokenizer, latents, and the trainings of `one`, `short` and `tiny`, each from
-the model before. With a VAE and a tokenizer, the last of them by itself is
+makes the bundled model from nothing: VAE, tokenizer, latents, and the trainings of `one`, `short`, `small` and
+`tiny`, each from the model before. With a VAE and a tokenizer, the last of them by itself is
 
     world="sora-jax data latents world --model runs/vae-model --max-pixels 4096"
     $world --clips 5500 --out runs/latents
     $world --clips 120 --seed 100000000 --out runs/held-out
     sora-jax train --config configs/dit.py:tiny --workdir runs/dit
 
-Expect the figures of sora_jax/assets/tiny/README.md; the three trainings take an hour and forty minutes of two cores.
+Expect the figures of sora_jax/assets/tiny/README.md; the four trainings take two hours and three quarters of
+two cores.
 
 Variants:
     tiny      the bundled model's: 2.0M parameters, mixed native sizes of the embedded world, rows of 576 patches, all
@@ -20,6 +21,8 @@ Variants:
               half of the shapes are as told (tests/benchmarks/bench_levels.py).
     short     what it goes on with: images of all kinds and clips of at most 216 patches, half as many again a
               second as in rows of 576.
+    small     then images and clips of one object that are small enough for rows of 128: shape, and now motion too, at
+              the noise at which they are decided.
     images    images alone, for the sweeps (configs/sweeps/).
     speedrun  clips of up to 9 frames (`--max-frames 9`), 400 steps, for `make train`.
     smoke     20 steps in about a minute from the embedded world alone, a checkpoint every 5.
@@ -66,7 +69,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.frozen = ()  # parts of it that are not trained: ("text",), say
     c.expert = ""  # of two transformers the one that is trained: "high" or "low" noise
     c.lora = ConfigDict({"rank": 0})  # above 0: of a LoRA, which alone is trained
-    c.steps = 1300
+    c.steps = 2700
     c.ema = 0.997
     c.save_every = 100
     c.keep = 2
@@ -112,7 +115,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     # or eps, velocity, or x0, Sora's "clean patches", which v is at high noise; at low noise x0 would have to be copied
     # through a network as narrow as this
     c.flow.predict = "v"
-    c.flow.law = "logit_normal"  # or uniform, mode, cosine
+    c.flow.law = "uniform"  # or logit_normal, mode, cosine
     c.flow.shift_base = 3.0  # tokens at which the noise shift is 1; 0 for no shift
     c.flow.floor = 0.5  # noise level below which errors count as x0's
 
@@ -160,7 +163,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     if variant == "one":
         c.steps = 3000
         c.opt.schedule = "constant"
-        c.flow.shift_base = 1.78  # half of the noise levels of 64 patches between 0.75 and 0.92
+        c.flow.update(law="logit_normal", shift_base=1.78)  # half of 64 patches' noise between 0.75 and 0.92
         c.data.path = "runs/one"
         c.data.held_out = "runs/held-out-one"
         c.data.row = 128  # attention's price grows with it
@@ -170,13 +173,25 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.data.text_tokens = 64
         c.masks.update(none=0.95, box=0.05, first=0.0, last=0.0, ends=0.0, frames=0.0)
     elif variant == "short":
-        c.steps = 3000
+        c.steps = 4100
         c.opt.schedule = "constant"
+        c.flow.law = "logit_normal"
         c.data.path = "runs/images,runs/short,runs/slow"
         c.data.row = 216
         c.data.rows = 10
         c.data.text_row = 144
         c.data.segments = 10
+    elif variant == "small":
+        c.steps = 3500
+        c.opt.schedule = "constant"
+        c.flow.update(law="logit_normal", shift_base=1.78)
+        c.data.path = "runs/one,runs/small-clips,runs/small-slow"
+        c.data.held_out = "runs/held-out-small"
+        c.data.row = 128
+        c.data.rows = 16
+        c.data.text_row = 128
+        c.data.segments = 8
+        c.masks.update(none=0.9, first=0.04, last=0.0, ends=0.02, frames=0.0, box=0.04)
     elif variant == "images":
         c.steps = 4500
         c.data.path = "runs/images"
@@ -216,7 +231,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     elif variant in published.MODELS:
         wan(c, published.MODELS[variant])
     elif variant != "tiny":
-        known = ", ".join(("tiny", "one", "short", "images", "speedrun", "smoke", *published.MODELS))
+        known = ", ".join(("tiny", "one", "short", "small", "images", "speedrun", "smoke", *published.MODELS))
         raise ValueError(f"configs/dit.py has no variant {variant!r}; choose one of {known}")
     for option in options:
         name, _, value = option.partition("=")

@@ -59,9 +59,9 @@ def test_the_recipe_of_the_bundled_model(environment, tmp_path):
     run(["bash", "launch/tiny.sh", str(tmp_path / "run")], env)
     begun = [
         json.loads((tmp_path / "run" / f"{name}-dit" / "config.json").read_text())["init"]
-        for name in ("one", "short", "tiny")
+        for name in ("one", "short", "small", "tiny")
     ]
-    assert begun == ["", *(str(tmp_path / "run" / name) for name in ("one-model", "short-model"))]
+    assert begun == ["", *(str(tmp_path / "run" / f"{name}-model") for name in ("one", "short", "small"))]
     assert sora_jax.load(tmp_path / "run" / "tiny-model").dit.depth == 1
 
 

@@ -1,11 +1,12 @@
 """At which noise a model decides what it paints: held-out images, noised so far, painted back with and without words.
 
     python tests/benchmarks/bench_levels.py [--model tiny] [--seeds 48] [--count 1] [--levels 0.5,0.65,0.8,0.9,1]
+        [--guidance 1]
 
-An image of 64x64 of the embedded world that is noised to t and painted to its end from there, without guidance, shows
-what the noise has left of it and what the model makes of the rest. Where the oracle finds the shape whether it was told
-or not, the noise still showed it; where it finds it only told, the words decided; where it finds it neither way, that
-is what the model has yet to learn. Level 0 is the VAE alone. Prints a table.
+An image of 64x64 of the embedded world that is noised to t and painted to its end from there, without guidance unless
+some is asked for, shows what the noise has left of it and what the model makes of the rest. Where the oracle finds the
+shape whether it was told or not, the noise still showed it; where it finds it only told, the words decided; where it
+finds it neither way, that is what the model has yet to learn. Level 0 is the VAE alone. Prints a table.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="objects in each image; drawn as the world does without")
     parser.add_argument("--levels", default="0.5,0.65,0.8,0.9,1")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.0)
     args = parser.parse_args()
     model = sora_jax.load(args.model)
     fixed = {} if args.count is None else {"count": args.count}
@@ -50,7 +52,7 @@ def main() -> None:
         canvases = [Canvas(z, np.full(z.shape[:3], level, np.float32)) for z in latents]
         for told in (True, False):
             words = texts if told else [""] * len(texts)
-            painted = sampler.paint(model, canvases, words, seed=3, steps=args.steps, guidance=1.0)
+            painted = sampler.paint(model, canvases, words, seed=3, steps=args.steps, guidance=args.guidance)
             row(level, "yes" if told else "no", painted)
 
 
