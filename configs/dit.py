@@ -2,16 +2,15 @@
 
     bash launch/tiny.sh runs/tiny
 
-makes the bundled model from nothing: VAE, tokenizer, latents, and the trainings of `one`, `short`, `small` and
-`tiny`, each from the model before. With a VAE and a tokenizer, the last of them by itself is
+makes the bundled model from nothing: VAE, tokenizer, latents, and the trainings of `one`, `short`, `small`,
+`pairs` and `tiny`, each from the model before. With a VAE and a tokenizer, the last of them by itself is
 
     world="sora-jax data latents world --model runs/vae-model --max-pixels 4096"
     $world --clips 5500 --out runs/latents
     $world --clips 120 --seed 100000000 --out runs/held-out
     sora-jax train --config configs/dit.py:tiny --workdir runs/dit
 
-Expect the figures of sora_jax/assets/tiny/README.md; the four trainings take two hours and three quarters of
-two cores.
+Expect the figures of sora_jax/assets/tiny/README.md; the five trainings take four hours of two cores.
 
 Variants:
     tiny      the bundled model's: 2.0M parameters, mixed native sizes of the embedded world, rows of 576 patches, all
@@ -23,6 +22,7 @@ Variants:
               second as in rows of 576.
     small     then images and clips of one object that are small enough for rows of 128: shape, and now motion too, at
               the noise at which they are decided.
+    pairs     and as small ones of two and three objects, which teach whose shape and whose motion a word tells.
     images    images alone, for the sweeps (configs/sweeps/).
     speedrun  clips of up to 9 frames (`--max-frames 9`), 400 steps, for `make train`.
     smoke     20 steps in about a minute from the embedded world alone, a checkpoint every 5.
@@ -69,7 +69,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.frozen = ()  # parts of it that are not trained: ("text",), say
     c.expert = ""  # of two transformers the one that is trained: "high" or "low" noise
     c.lora = ConfigDict({"rank": 0})  # above 0: of a LoRA, which alone is trained
-    c.steps = 2700
+    c.steps = 3200
     c.ema = 0.997
     c.save_every = 100
     c.keep = 2
@@ -181,12 +181,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.data.rows = 10
         c.data.text_row = 144
         c.data.segments = 10
-    elif variant == "small":
-        c.steps = 3500
+    elif variant in ("small", "pairs"):
+        c.steps = {"small": 3500, "pairs": 5500}[variant]
         c.opt.schedule = "constant"
         c.flow.update(law="logit_normal", shift_base=1.78)
-        c.data.path = "runs/one,runs/small-clips,runs/small-slow"
-        c.data.held_out = "runs/held-out-small"
+        images = {"small": "runs/one", "pairs": "runs/two,runs/three,runs/pair-clips"}[variant]
+        c.data.path = f"{images},runs/small-clips,runs/small-slow"
+        c.data.held_out = {"small": "runs/held-out-small", "pairs": "runs/held-out-pairs"}[variant]
         c.data.row = 128
         c.data.rows = 16
         c.data.text_row = 128

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The bundled model (sora_jax/assets/tiny), from nothing, on two CPU cores: VAE, tokenizer, latents of the embedded world,
-# and four trainings of one transformer, each from the one before, which take two hours and three quarters: small images
-# of one object, images and short clips, small images and clips of one object, everything with rates that fall to zero.
+# and five trainings of one transformer, each from the one before, which take four hours: small images of one object,
+# images and short clips, small images and clips of one object, of two and three, everything with rates that fall to zero.
 # Everything lands in runs/tiny (or in the folder given).
 # Stop it whenever you like: run again, it goes on where it was. `sora-jax` must be on the PATH.
 set -euo pipefail
@@ -64,9 +64,14 @@ latents held-out-small 100 117000000 --scene count=1 --max-frames 9 --max-pixels
 learn small "one small-clips small-slow" held-out-small --config.init="$run/short-model"
 
 latents two 16000 19000000 --scene count=2 --max-frames 1 --max-pixels 4096
+latents three 6000 22000000 --scene count=3 --max-frames 1 --max-pixels 4096
+latents pair-clips 11000 21000000 --scene count=2 --max-frames 9 --max-pixels 2688
+latents held-out-pairs 100 121000000 --scene count=2 --max-frames 9 --max-pixels 2688
+learn pairs "two three pair-clips small-clips small-slow" held-out-pairs --config.init="$run/small-model"
+
 latents long 5500 12000000 --max-pixels 4096
 latents wide 3500 13000000 --max-frames 9 --max-pixels 12288
 latents held-out 120 100000000 --max-pixels 4096
-learn tiny "images one-native told-images two one-short short slow small-clips small-slow long wide" held-out \
-    --config.init="$run/small-model"
+learn tiny "images one-native told-images two three one-short short slow pair-clips long wide" held-out \
+    --config.init="$run/pairs-model"
 echo "the model: $run/tiny-model; what it reaches: sora-jax evaluate world --model $run/tiny-model --seeds 60 --steps 20"

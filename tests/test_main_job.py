@@ -59,9 +59,9 @@ def test_the_recipe_of_the_bundled_model(environment, tmp_path):
     run(["bash", "launch/tiny.sh", str(tmp_path / "run")], env)
     begun = [
         json.loads((tmp_path / "run" / f"{name}-dit" / "config.json").read_text())["init"]
-        for name in ("one", "short", "small", "tiny")
+        for name in ("one", "short", "small", "pairs", "tiny")
     ]
-    assert begun == ["", *(str(tmp_path / "run" / f"{name}-model") for name in ("one", "short", "small"))]
+    assert begun == ["", *(str(tmp_path / "run" / f"{name}-model") for name in ("one", "short", "small", "pairs"))]
     assert sora_jax.load(tmp_path / "run" / "tiny-model").dit.depth == 1
 
 
