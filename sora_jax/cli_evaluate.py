@@ -17,8 +17,9 @@ def world(args) -> None:
     """Paint held-out prompts of the embedded world and ask its oracle, which sees pixels alone, what they show."""
     from sora_jax.evaluate import world
 
-    how = dict(steps=args.steps, solver=args.solver, guidance=args.guidance, frames=args.frames, best=args.best)
-    world.evaluate(args.model, seeds=args.seeds, quiet=args.json, out=args.out, **how)
+    how = dict(steps=args.steps, solver=args.solver, guidance=args.guidance, best=args.best)
+    which = dict(seeds=args.seeds, frames=args.frames, scene=args.scene)
+    world.evaluate(args.model, quiet=args.json, out=args.out, **which, **how)
 
 
 def vae(args) -> None:
@@ -115,6 +116,8 @@ def add(verbs, verb: Callable) -> None:
     p = parser("world", world, "what the world's oracle sees in prompted videos", model, steps, out, line)
     p.add_argument("--seeds", type=int, default=200, metavar="N", help="held-out scenes to ask for (default 200)")
     p.add_argument("--frames", type=int, metavar="N", help="of every scene, 1 for images (default: each its own)")
+    what = "what the scenes have in common, as count=1,scale=large,background=plain"
+    p.add_argument("--scene", type=flags.words, metavar="NAME=WORD,...", help=what)
     p.add_argument("--solver", metavar="NAME", help="euler, renoise, dpm2m or unipc (default: the model's)")
     p.add_argument("--guidance", type=float, metavar="G", help="how hard to follow the prompt (default: the model's)")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data import worlds
+from sora_jax.errors import InputError
 from sora_jax.evaluate import results, world
 from sora_jax.media import Video
 
@@ -86,6 +87,17 @@ def test_the_best_of_three_is_the_right_one(scenes):
     once = world.evaluate(Lucky(scenes), seeds=12, first=FIRST, quiet=True)
     best = world.evaluate(Lucky(scenes), seeds=12, first=FIRST, quiet=True, best=3)
     assert once["shape"] < 0.5 < 0.9 < best["shape"] and best["count"] > 0.9 > once["count"]
+
+
+def test_scenes_have_in_common_what_is_asked_of_them_or_are_skipped():
+    many = list(world.held_out(range(FIRST, FIRST + 40), 1, {"count": 3, "scale": "large"}))
+    assert 0 < len(many) < 40
+    assert all(len(s.things) == 3 and {t.scale for t in s.things} == {"large"} and s.frames == 1 for s in many)
+    alone = worlds.sample(FIRST, frames=1, count=1)
+    result = world.evaluate(Perfect([alone]), seeds=1, first=FIRST, frames=1, scene={"count": 1}, quiet=True)
+    assert (result["shape"], result["seeds"], result["scene"]) == (1.0, 1, {"count": 1})
+    with pytest.raises(InputError, match="weather"):
+        world.evaluate(None, seeds=1, scene={"weather": "rain"})
 
 
 def test_prompts_are_the_captions_of_training(scenes):

@@ -23,6 +23,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,6 +31,7 @@ from jaxtyping import UInt8
 from sora_jax.data import worlds
 from sora_jax.data.motions import STRAIGHT
 from sora_jax.data.oracle import Object, agrees, oracle
+from sora_jax.errors import InputError
 from sora_jax.evaluate import results
 from sora_jax.evaluate.metrics import psnr
 from sora_jax.evaluate.results import Case
@@ -94,6 +96,7 @@ def evaluate(
     seeds: int = 200,
     first: int = worlds.HELD_OUT,
     frames: int | None = None,
+    scene: dict | None = None,
     batch: int = 16,
     seed: int = 0,
     steps: int | None = None,
@@ -105,7 +108,8 @@ def evaluate(
 ) -> dict:
     """Scores a model (or the folder or name of one) on `seeds` scenes from `first` on; prints a table and a JSON line.
 
-    `frames`: of every scene (1: images), else each its own; `batch` prompts are painted together; `seed`, `steps`,
+    `frames`: of every scene (1: images), else each its own; `scene`: what all have in common (words of `worlds.FIXED`;
+    one into whose frame that does not fit is skipped); `batch` prompts are painted together; `seed`, `steps`,
     `solver`, `guidance` as in `Model.generate`; `best`: of so many clips the one that the bundled captioner finds
     likeliest (`captioning.likelihood`; it knows no oracle); `quiet`: no table; `out`: a folder for the result and its
     page, with the clips and the truth beside them (`results.write`).
@@ -114,22 +118,24 @@ def evaluate(
     """
     from tqdm import tqdm
 
+    scenes = list(held_out(range(first, first + seeds), frames, scene or {}))
+    if not scenes:
+        raise InputError(f"no scene of {seeds} has room for {scene}: ask for fewer objects or smaller ones")
     called = str(model)
     if isinstance(model, str) or not hasattr(model, "generate"):
         from sora_jax.model import load
 
         model = load(model)
-    scenes = [worlds.sample(first + i, frames=frames) for i in range(seeds)]
     texts = prompts(scenes)
     truth = [worlds.render(scene) for scene in scenes]
-    with tqdm(total=(1 + best) * seeds, desc="evaluating", unit="clip", file=sys.stderr, disable=None) as bar:
+    with tqdm(total=(1 + best) * len(scenes), desc="evaluating", unit="clip", file=sys.stderr, disable=None) as bar:
         passed = []
-        for scene, frames in zip(scenes, truth, strict=True):
-            passed.append(model.decode(model.encode(Video(frames, scene.fps))).frames)
+        for one, clip in zip(scenes, truth, strict=True):
+            passed.append(model.decode(model.encode(Video(clip, one.fps))).frames)
             bar.update()
         how = dict(steps=steps, solver=solver, guidance=guidance)
         tries = [paint(model, scenes, texts, batch, seed + k * APART, how, bar.update) for k in range(best)]
-        painted = tries[0] if best == 1 else likeliest(texts, tries, [scene.fps for scene in scenes])
+        painted = tries[0] if best == 1 else likeliest(texts, tries, [one.fps for one in scenes])
 
     told, ceiling, rendered = (list(map(judge, clips, scenes, texts)) for clips in (painted, passed, truth))
     by: dict[str, dict] = {}
@@ -145,22 +151,31 @@ def evaluate(
         "ceiling": score(ceiling),
         "truth": score(rendered),
         "by": by,
-        "seeds": seeds,
+        "seeds": len(scenes),
         "first_seed": first,
+        **({"scene": scene} if scene else {}),
     }
     if not quiet:
         print(table(result))
     print(json.dumps(result))
     if out:
         clips = [
-            {"painted": Video(made, scene.fps), "truth": Video(frames, scene.fps)}
-            for made, frames, scene in zip(painted, truth, scenes, strict=True)
+            {"painted": Video(made, one.fps), "truth": Video(clip, one.fps)}
+            for made, clip, one in zip(painted, truth, scenes, strict=True)
         ]
         cases = [
             Case("", str(s.seed), verdict, text, pair) for s, verdict, text, pair in zip(scenes, told, texts, clips)
         ]
         print(results.write(out, "world", called, result, cases), file=sys.stderr)
     return result
+
+
+def held_out(seeds: range, frames: int | None, fixed: dict) -> Iterator[worlds.Scene]:
+    """The scenes of the seeds, without those into whose frame what is fixed of them does not fit."""
+    worlds.check(fixed, frames=frames)
+    for seed in seeds:
+        with suppress(InputError):
+            yield worlds.sample(seed, frames=frames, **fixed)
 
 
 def groups(scenes: list[worlds.Scene]) -> Iterator[tuple[str, str, list[int]]]:
