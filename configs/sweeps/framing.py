@@ -7,16 +7,17 @@
     python launch/sweep.py configs/sweeps/framing.py --out runs/framing --jobs 2
     for kind in native square; do
         sora-jax export runs/framing/$kind --out runs/framing/$kind-model
-        sora-jax evaluate world --model runs/framing/$kind-model --scene count=1 --frames 1 --out runs/framing/$kind-judged
+        sora-jax evaluate world --model runs/framing/$kind-model --scene count=1 --frames 1 \\
+            --out runs/framing/$kind-judged
     done
     sora-jax evaluate compare runs/framing/square-judged runs/framing/native-judged
     python tests/benchmarks/bench_side_by_side.py runs/framing/square-model runs/framing/native-model --scene count=1 \\
         --out configs/sweeps/framing.png
 
 A caption tells of an object also where the crop cut it: the model of squares learns to cut objects off (`framing`), and
-in a frame wider than any that it saw it paints them twice (`count`). A step shows both as many patches. Expect framing of
-0.40 native and 0.31 square, counts of 0.77 and 0.65, shapes of 0.27 and 0.28. Latents take ten minutes, the trainings
-fifteen, the evaluations five.
+in a frame wider than any that it saw it paints them twice (`count`). A step shows both as many patches. Expect framing
+of 0.40 native and 0.31 square, counts of 0.77 and 0.65, shapes of 0.27 and 0.28. Latents take ten minutes, the
+trainings fifteen, the evaluations five.
 """
 
 CONFIG = "configs/dit.py:one"
