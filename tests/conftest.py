@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 # Before anything imports JAX. Subprocesses inherit all of it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -15,3 +17,19 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs://bucket, which is the folder it gives: what TensorFlow would do in a bucket it does there."""
+    import tensorflow as tf
+    from etils.epath import backend
+
+    class Gfile:
+        def __getattr__(self, name):
+            inside = lambda path: os.fspath(path).replace("gs://bucket", str(tmp_path))
+            call = getattr(tf.io.gfile, name)
+            return lambda path, *rest, **how: call(inside(path), *map(inside, rest), **how)
+
+    monkeypatch.setattr(backend._TfBackend, "gfile", Gfile())
+    return tmp_path

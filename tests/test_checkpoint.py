@@ -106,6 +106,14 @@ def test_what_is_not_whole_is_not_there(state, tmp_path):
     assert checkpoint.steps(tmp_path) == [3]
 
 
+def test_in_a_bucket_what_is_whole_says_so(bucket):
+    """There nothing is renamed: a save that was cut short has its number for a name."""
+    for step in (3, 12):
+        (bucket / "run" / str(step) / "params").mkdir(parents=True)
+    (bucket / "run" / "3" / "commit_success.txt").touch()
+    assert checkpoint.steps("gs://bucket/run") == [3]
+
+
 def test_nothing_there(tmp_path):
     assert checkpoint.restore(tmp_path) is None and checkpoint.restore(tmp_path / "absent") is None
     assert not (tmp_path / "absent").exists()

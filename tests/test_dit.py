@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sora_jax.data import packing
 from sora_jax.data.packing import positions
 from sora_jax.errors import InputError
 from sora_jax.model import load
@@ -191,7 +192,24 @@ def test_text_helps_where_it_is_heard_and_not_before(monkeypatch):
     assert helps({part: tiny.params[part] for part in ("text", "dit")}) > 0.005
 
 
-def test_what_is_wrong_with_the_held_out_clips_is_said_at_once():
+def test_the_untold_are_the_same_clips_in_the_same_places():
+    clips = [
+        packing.Clip(np.full((n, 4), n, np.float32), np.zeros((n, 3), np.int32), (1, 1, n), [*range(5, 5 + words), 1])
+        for n, words in ((3, 4), (2, 0), (4, 6))
+    ]
+    batch = packing.collate([clips[:2], clips[2:]], 6, 8, 3)
+    silent = dit_task.untold(batch, [1])
+    assert all(np.array_equal(silent[name], batch[name]) for name in ("x", "pos", "seg", "grid"))
+    assert silent["txt"].tolist() == [[1, 1, *[0] * 6], [1, *[0] * 7]]
+    assert silent["txt_seg"].tolist() == [[1, 2, *[0] * 6], [1, *[0] * 7]]
+    filled = dit_task.untold(packing.collate([clips[:1]], 6, 8, 3), [1, 0, 0, 0])  # where texts are so many rows
+    assert (filled["txt"].tolist(), filled["txt_seg"].tolist()) == ([[1, *[0] * 7]], [[1, 1, 1, 1, 0, 0, 0, 0]])
+
+
+def test_what_is_wrong_with_the_held_out_clips_or_the_vae_is_said_at_once():
+    config = configs.read("configs/dit.py:smoke", ["vae_model=nowhere"])
+    with pytest.raises(InputError, match="vae_model is 'nowhere', which is no model folder"):
+        tasks.make(config).batches(None, 0, 1)
     config = configs.read("configs/dit.py:smoke", ["data.held_out=nowhere"])
     with pytest.raises(InputError, match="nowhere"):
         tasks.make(config).batches(None, 0, 1)

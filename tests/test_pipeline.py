@@ -282,3 +282,15 @@ def test_crops_of_files_come_from_clips_that_are_large_enough():
         next(pipeline.clips(SimpleNamespace(source=files, crops=((1, 9, 24, 16),)), seed=0))
     with pytest.raises(InputError, match="rows dealt to 4"):
         pipeline.clips(SimpleNamespace(source="world", crops=CROPS), seed=0, hosts=4)
+
+
+def test_damaged_clips_leave_their_place_to_others():
+    """One whose bytes are cut, and one that has fewer frames than it says: known only when they are read."""
+    videos = [np.full((2, 20, 20, 3), grey, np.uint8) for grey in (40, 120, 200)]
+    files = [{"media": media.encode(media.Video(v, 8)), "frames": 2, "height": 20, "width": 20} for v in videos]
+    files[0]["media"] = files[0]["media"][:200]
+    files[2]["media"] = media.encode(media.Video(videos[2][:1], 8))
+    (batch, _) = next(pipeline.clips(SimpleNamespace(source=files, crops=((9, 2, 16, 16),)), seed=0))
+    assert np.abs(batch["video"].astype(int) - 120).max() < 4
+    with pytest.raises(InputError, match=r"none of the 1 clips is as large as the crop 2x16x16 .* and whole"):
+        next(pipeline.clips(SimpleNamespace(source=files[:1], crops=((9, 2, 16, 16),)), seed=0))

@@ -3,17 +3,20 @@
 # ruff: noqa: F811 (fixtures are imported)
 
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.train import checkpoint
+from sora_jax.train import checkpoint, loop
+from sora_jax.train.log import Log
 from tests.training import ROOT, SAVE_EVERY, STEPS, alive, get_config, lines, start, train, wait_until, whole  # noqa: F401
 
 # The law of resuming
@@ -44,6 +47,36 @@ def test_numbers_do_not_depend_on_what_is_saved_logged_or_painted(whole, tmp_pat
     changes = {"save_every": 0, "log_every": 7, "eval_every": 3, "picture_every": 0, "keep": 1, "profile": 5}
     assert train(tmp_path, **changes)["digest"] == whole[1]["digest"]
     assert list((tmp_path / "tensorboard" / "plugins" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("profile", [8, 29, 30, 99])
+def test_a_profile_ends_where_it_is_or_is_never_begun(tmp_path, profile):
+    """Resumed within the steps that it would take, one ends with the run, one would begin behind it."""
+    train(tmp_path, steps=10, opt__schedule="constant")
+    assert train(tmp_path, opt__schedule="constant", profile=profile)["step"] == STEPS
+    assert (tmp_path / "tensorboard" / "plugins").exists() == (profile == 29)
+
+
+def test_a_record_in_a_bucket(bucket):
+    workdir = checkpoint.located("gs://bucket/run")
+    workdir.mkdir()
+    with Log(workdir, 0, 2, 0.0) as record:
+        record.numbers(1, {"loss": 0.5})
+        record.numbers(2, {"loss": math.nan})
+    assert lines(bucket / "run") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    assert len(list((bucket / "run" / "tensorboard").iterdir())) == 1
+    with Log(workdir, 1, 2, 0.0):
+        pass
+    assert lines(bucket / "run") == [{"step": 1, "loss": 0.5}]  # what came after its step will be written again
+
+
+def test_weights_that_one_device_has_no_room_for_are_not_painted_with(monkeypatch, capsys):
+    weights = {"w": np.zeros((1 << 20,), np.float32)}
+    assert loop.on_one(weights)["w"].devices() == {jax.local_devices()[0]}
+    small = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9 << 20, "bytes_in_use": 2 << 20})
+    monkeypatch.setattr(jax, "local_devices", lambda: [small])
+    assert loop.on_one(weights) is None
+    assert "no samples: 0.0 GiB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("moment", ["saving", "saved"])

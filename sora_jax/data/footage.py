@@ -6,6 +6,7 @@ these.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -51,8 +52,8 @@ class World(Sequence):
 
 
 class Clips(Sequence):
-    """The clips of a dataset that `data build` or `caption` made, as `record`s; one without a caption leaves its place
-    to the next that has one. Raises InputError, when read, where none has."""
+    """The clips of a dataset that `data build` or `caption` made, as `record`s; one that has no caption, or is damaged,
+    leaves its place to the next. Raises InputError, when read, where all are so."""
 
     def __init__(self, path, frames: int, max_pixels: int):
         self.held, self.frames, self.max_pixels = dataset.open_clips(path), frames, max_pixels
@@ -61,12 +62,13 @@ class Clips(Sequence):
         return len(self.held)
 
     def __getitem__(self, index: int) -> dict:
-        rows = (self.held[(index + k) % len(self.held)] for k in range(len(self.held)))
-        row = next((row for row in rows if row["captions"]), None)
-        if row is None:
-            raise InputError(f"no clip of {self.held.path} has a caption to learn from")
-        video = media.decode(row["media"], name=row["name"])
-        return record(seen(video, self.frames, self.max_pixels), row["captions"][0], row["captions"][-1])
+        for k in range(len(self.held)):
+            row = self.held[(index + k) % len(self.held)]
+            if row["captions"]:
+                with suppress(InputError):  # damage in a clip's middle shows only here
+                    video = media.decode(row["media"], name=row["name"])
+                    return record(seen(video, self.frames, self.max_pixels), row["captions"][0], row["captions"][-1])
+        raise InputError(f"no clip of {self.held.path} has a caption to learn from, and can be read")
 
 
 def record(z: Float[np.ndarray, "f h w 3"], short: str, long: str) -> dict:

@@ -13,6 +13,7 @@ Both iterators yield (batch, cursor), the cursor being the state from which the 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Any
 
@@ -132,7 +133,7 @@ def clips(
 
     data.source: "world" (each clip a scene of its own, as large as the crop), or a folder that `sora-jax data build`
     made, or any sequence of such records. data.crops: the (b, f, h, w) of the steps in turn, b over all hosts. A record
-    gives a random crop; one that is too small leaves its place to the next in the epoch's order that is large enough.
+    gives a random crop; one that is too small, or damaged, leaves its place to the next in the epoch's order.
 
     Raises InputError for bad crops, and when no clip is large enough for one of them.
     """
@@ -158,8 +159,11 @@ def clips(
         for other in chain([index], others):
             record = source[other]
             if record["frames"] >= f and record["height"] >= h and record["width"] >= w:
-                return crop(media.decode(record["media"]).frames, (f, h, w), generator(seed, position))
-        raise InputError(f"none of the {n} clips is as large as the crop {f}x{h}x{w} (frames x height x width)")
+                with suppress(InputError, ValueError):  # damaged, or shorter than it says: known only once it is read
+                    return crop(media.decode(record["media"]).frames, (f, h, w), generator(seed, position))
+        raise InputError(
+            f"none of the {n} clips is as large as the crop {f}x{h}x{w} (frames x height x width) and whole"
+        )
 
     def batches() -> Iterator[tuple[dict[str, np.ndarray], dict]]:
         step = cursor["step"] if cursor else 0

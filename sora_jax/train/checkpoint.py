@@ -3,7 +3,8 @@
 A checkpoint `<dir>/<step>/` holds every entry of the training state (params, ema, opt, key, counters) and the data
 cursor, one folder each, so that an export reads the weights and leaves the optimizer alone. Orbax writes it into a
 temporary folder in the background and renames it once it is whole: a folder with a number for a name is complete,
-whatever killed the process, and everything else is swept away at the next start.
+whatever killed the process, and everything else is swept away at the next start. A bucket cannot rename: there the
+folder is complete that holds COMMITTED, which is written last.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from sora_jax.errors import InputError
 
 Tree = Any  # a pytree of arrays
+COMMITTED = "commit_success.txt"  # orbax's `atomicity.CommitFileTemporaryPath`
 
 # Orbax logs the stack of every thread that could not write; here one InputError says it.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -101,7 +103,8 @@ class Checkpoints:
 def steps(folder: str | Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, oldest first; empty when there is no folder."""
     folder = located(folder)
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted(int(path.name) for path in found if "://" not in os.fspath(path) or (path / COMMITTED).exists())
 
 
 def restore(folder: str | Path, abstract: dict[str, Tree] | None = None):

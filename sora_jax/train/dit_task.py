@@ -156,15 +156,21 @@ def make(config) -> Task:
         return total, numbers
 
     def batches(cursor, host: int, hosts: int):
-        held_out()  # what is wrong with it is said now, not hours later
+        # what is wrong is said now, not hours later
+        if config.prompts and not (find(config.vae_model) / "model.json").is_file():
+            raise InputError(
+                f"config.vae_model is {config.vae_model!r}, which is no model folder: give the one that made the "
+                "latents, for samples are painted with it, or no config.prompts"
+            )
+        held_out()
         return stream(config.data.path, config.seed, cursor, host, hosts)
 
-    def stream(path: str, seed: int, cursor, host: int = 0, hosts: int = 1, data=config.data):
+    def stream(path: str, seed: int, cursor, host: int = 0, hosts: int = 1):
         if path in ("world", "world-held-out"):
             source = world(path)
         else:
             source = dataset.open_latents(*path.split(","))
-            check(source.largest, dit.patch, data)
+            check(source.largest, dit.patch, config.data)
         if len(source) and (there := source[0]["z"].shape[-1]) != channels:
             also = f" and config.dit.given {dit.given}: `data latents --model` must name a model of both"
             raise InputError(
@@ -172,7 +178,7 @@ def make(config) -> Task:
                 + also * bool(dit.given)
             )
         how = dict(tokenizer=tokenizer, patch=dit.patch, seed=seed, host=host, hosts=hosts, cursor=cursor)
-        return pipeline.latents(source, data, **how)
+        return pipeline.latents(source, config.data, **how)
 
     @cache
     def world(path: str) -> list[dict]:
@@ -189,10 +195,8 @@ def make(config) -> Task:
         return records
 
     @cache
-    def held_out(told: bool = True) -> list[dict]:
-        data = config.data.copy_and_resolve_references()
-        data.text_dropout = data.text_dropout if told else 1.0
-        return [batch for batch, _ in islice(stream(config.data.held_out, 0, None, data=data), EVAL_BATCHES)]
+    def held_out() -> list[dict]:
+        return [batch for batch, _ in islice(stream(config.data.held_out, 0, None), EVAL_BATCHES)]
 
     @joined
     @jax.jit
@@ -208,9 +212,9 @@ def make(config) -> Task:
             found = {t: [error_at(params, b, k, jnp.float32(t)) for b, k in zip(batches, keys)] for t in eval_levels}
             return {f"loss_at_{t}": float(np.mean(jax.device_get(values))) for t, values in found.items()}
 
-        numbers, untold = losses(held_out()), losses(held_out(told=False))
+        numbers, silent = losses(held_out()), losses([untold(b, tokenizer.encode("")) for b in held_out()])
         loss = float(np.mean(list(numbers.values())))
-        return {"loss": loss, **numbers, "text_helps": 1 - loss / float(np.mean(list(untold.values())))}
+        return {"loss": loss, **numbers, "text_helps": 1 - loss / float(np.mean(list(silent.values())))}
 
     @cache
     def decoder() -> Model:
@@ -257,6 +261,15 @@ def span(config) -> tuple[float, float]:
 def still(config) -> tuple[str, ...]:
     """The parts that are not trained: those of `config.frozen`, or all, where a LoRA is."""
     return ("text", "dit") if config.lora.rank else tuple(config.frozen)
+
+
+def untold(batch: dict, empty: Sequence[int]) -> dict:
+    """The same clips in the same places, told nothing: each has the tokens of the empty text, as many as any has."""
+    at = np.arange(batch["txt"].shape[1])
+    text = at // len(empty) + 1
+    seg = np.where(text <= batch["txt_seg"].max(1, keepdims=True), text, 0)
+    txt = np.where(seg > 0, np.asarray(empty)[at % len(empty)], 0)
+    return batch | {"txt": txt.astype(batch["txt"].dtype), "txt_seg": seg.astype(batch["txt_seg"].dtype)}
 
 
 def masked_mean(x: Array, mask: Array) -> Array:

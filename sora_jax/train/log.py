@@ -1,5 +1,6 @@
 """What a run says: metrics.jsonl, TensorBoard, a progress bar, sentences on stderr, one when it cannot write."""
 
+import contextlib
 import json
 import math
 import os
@@ -36,7 +37,8 @@ class Log:
                 folder = self.workdir / "tensorboard"
                 folder.mkdir(exist_ok=True)
                 name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-                self.board = (folder / name).open("ab")
+                self.files = contextlib.ExitStack()  # a bucket's file is only to be had by `with`
+                self.board = self.files.enter_context((folder / name).open("ab"))
                 self.event(file_version="brain.Event:2")
         slow = not sys.stderr.isatty()  # a log file wants a line now and then, a terminal a living bar
         every = 15 if slow else 0.2
@@ -47,7 +49,7 @@ class Log:
     def __exit__(self, *error):
         self.bar.close()
         if jax.process_index() == 0:
-            self.board.close()
+            self.files.close()
 
     def step(self, metrics: dict, units: int, flops: float, seconds: float) -> None:
         """Note a step's metrics without waiting for them, and the seconds it took, 0 when it had to be compiled."""

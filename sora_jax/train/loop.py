@@ -113,7 +113,7 @@ def run(task, config, workdir: str | Path) -> dict:
         cursor = redeal(cursors, hosts)[host] if cursors else None
         batches = task.batches(cursor, host, hosts)
         eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL_KEY)
-        shapes = set()
+        shapes, tracing = set(), False
 
         def due(every: int) -> bool:
             return step == config.steps or (every > 0 and step % every == 0)
@@ -127,6 +127,7 @@ def run(task, config, workdir: str | Path) -> dict:
                 compiles = announce(batch, shapes, config.opt.accumulate)
                 if config.profile and step == config.profile:
                     jax.profiler.start_trace(str(workdir / "tensorboard"))
+                    tracing = True
                 # Several processes on a CPU deadlock in gloo, jax 0.10 and 0.11, unless each step is waited for.
                 lockstep = jax.process_count() > 1 and jax.default_backend() == "cpu"
                 if lockstep:
@@ -137,9 +138,10 @@ def run(task, config, workdir: str | Path) -> dict:
                 jax.block_until_ready(metrics["loss"] if lockstep else done)
                 done = metrics["loss"]
 
-                if config.profile and step == min(config.profile + PROFILED, config.steps):
+                if tracing and (step == min(config.profile + PROFILED, config.steps) or stop.asked):
                     jax.block_until_ready(done)
                     jax.profiler.stop_trace()
+                    tracing = False
                 seconds = 0.0 if compiles else time.perf_counter() - began
                 log.step(metrics, hosts * task.units(batch), hosts * task.flops(batch), seconds)  # all do as this one
                 if due(config.log_every) or stop.asked:
@@ -151,8 +153,8 @@ def run(task, config, workdir: str | Path) -> dict:
                         numbers = task.evaluate(still | state["ema"], eval_key)
                     log.numbers(step, {f"eval/{name}": float(value) for name, value in numbers.items()})
                 if due(config.picture_every) and not stop.asked:
-                    ema = one_copy(still | state["ema"])
-                    if jax.process_index() == 0:
+                    weights = multihost_utils.process_allgather(still | state["ema"], tiled=True)  # as NumPy arrays
+                    if jax.process_index() == 0 and (ema := on_one(weights)):
                         with writing(workdir), tempfile.TemporaryDirectory() as folder:
                             (workdir / "samples").mkdir(exist_ok=True)
                             task.pictures(ema, Path(folder), step)
@@ -273,10 +275,16 @@ def accumulated(loss_fn, params, batch: dict, key, k: int, mesh):
     return losses.mean(), jax.tree.map(lambda x: jnp.nanmean(x, 0), metrics), jax.tree.map(lambda g: g / k, grads)
 
 
-def one_copy(params):
-    """All of the weights on one device of this process: painting needs no mesh."""
-    whole = multihost_utils.process_allgather(params, tiled=True)
-    return jax.device_put(whole, jax.local_devices()[0])
+def on_one(weights: dict) -> dict | None:
+    """The weights on one device of this process, for painting needs no mesh; None, and said, where it has no room."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    room = (stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)) / 2  # the other half is for painting
+    size = sum(w.nbytes for w in jax.tree.leaves(weights))
+    if size <= room:
+        return jax.device_put(weights, device)
+    say(f"no samples: {size / 2**30:.1f} GiB of weights do not fit on one device beside the training")
+    return None
 
 
 def everyones(cursor, host: int) -> list:
