@@ -4,9 +4,9 @@
     sora-jax data latents world --model tiny --clips 200 --seed 100000000 --max-frames 1 --out runs/held-out-images
     python launch/sweep.py configs/sweeps/predictions.py --out runs/predictions --jobs 2
 
-Every error is measured as a velocity (train/dit_task.py), so that the held-out losses compare. Expect 0.427 of x0, 0.708
-of eps, 0.423 of v and 0.435 of velocity with noise drawn evenly; of v 0.409 with the logit-normal law and 0.416 with the
-cosine's. A quarter of an hour on two CPU cores, latents aside.
+Every error is measured as a velocity (train/dit_task.py), so that the held-out losses compare. With noise drawn evenly
+expect 0.427 of x0, 0.708 of eps, 0.423 of v and 0.435 of velocity; of v 0.409 with the logit-normal law and 0.416 with
+the cosine's. A quarter of an hour on two CPU cores, latents aside.
 """
 
 CONFIG = "configs/dit.py:images"
