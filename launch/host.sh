@@ -26,4 +26,5 @@ while :; do
     kill -0 "$child" 2>/dev/null || break
 done
 if [ "$told" != no ] && [ "$code" = 0 ]; then code=143; fi
+case $code in 1 | 2 | 126 | 127) [ -z "${FINAL:-}" ] || echo "$code" >"$FINAL" ;; esac # nothing that a restart would mend
 exit "$code"

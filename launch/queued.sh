@@ -103,7 +103,7 @@ begin() { # in a session of its own, so that it outlives the connection
         { setsid nohup bash -c $(printf '%q' "$remote") run ${topology%%:*}$(printf ' %q' "$@") >>run.log 2>&1 </dev/null & }"
 }
 halt() { # those that still run: let them save, which they cannot where they wait for one that is gone
-    every 'kill -TERM "$(cat run.pid)"; for i in $(seq 60); do test -e run.code && exit 0; sleep 1; done
+    every 'test -e run.pid || exit 0; kill -TERM "$(cat run.pid)"; for i in $(seq 60); do test -e run.code && exit 0; sleep 1; done
         pkill -KILL -s "$(cat run.session)"; true' >/dev/null 2>&1 || true
 }
 codes() { every 'echo "code $(cat run.code 2>/dev/null || echo running)"' 2>/dev/null | sed -n 's/.*code \([0-9a-z]*\)$/\1/p'; }
@@ -118,7 +118,8 @@ while :; do
     if [ -z "$ready" ]; then
         create && install && ready=yes
     fi
-    if [ -n "$ready" ] && begin "$@"; then
+    # where some hosts could not be told to begin, those that did must not keep their chips from the next try
+    if [ -n "$ready" ] && { begin "$@" || { halt && false; }; }; then
         say "running; its output is run.log in the home folder of every host"
         began=$SECONDS again='' unseen=0
         while [ -z "$again" ]; do

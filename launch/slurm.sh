@@ -22,8 +22,13 @@ tries=${TRIES:-20}
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2 # SLURM runs a copy of this file from elsewhere
 [ -f launch/host.sh ] || { echo "slurm.sh: submit it from the root of the checkout, not from $PWD" >&2 && exit 2; }
 
+# srun's exit code is its tasks' highest: of those that are killed because one failed, not that one's
+export FINAL=$PWD/.final-$SLURM_JOB_ID
+rm -f "$FINAL"
 srun --kill-on-bad-exit=1 bash launch/host.sh none "$@"
 code=$?
+if [ -s "$FINAL" ]; then code=$(head -n 1 "$FINAL"); fi
+rm -f "$FINAL"
 case $code in
 0) echo "done" ;;
 1 | 2 | 126 | 127) echo "it failed for good (exit code $code): the reason is above" ;; # as in launch/gke.py
@@ -36,4 +41,4 @@ case $code in
     fi
     ;;
 esac
-exit $code
+exit "$code"

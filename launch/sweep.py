@@ -58,28 +58,42 @@ def members(path: str) -> tuple[str, dict[str, dict]]:
 
 
 def command(config: str, workdir: str, settings: dict, common: list[str], on: str, name: str) -> list[str]:
-    """What trains one member."""
+    """What trains one member; elsewhere that may be several hosts."""
     flags = [f"--config.{key}={value}" for key, value in settings.items()] + common
     here = [sys.executable, "-m", "sora_jax.cli"] if not on else [*shlex.split(on.replace("{name}", name)), "sora-jax"]
-    return [*here, "train", "--config", config, "--workdir", workdir, *flags]
+    return [*here, "train", *(["--distributed"] if on else []), "--config", config, "--workdir", workdir, *flags]
 
 
-def train(line: list[str], log: Path, summary: Path) -> dict:
-    """Runs a member to its end: {"step", "loss", ...} as training says it, or {"error"} with its last words."""
+def train(line: list[str], log: Path, metrics: epath.Path, steps: int) -> dict:
+    """Runs a member to its end: {"step", "loss", ...} as training says it, or {"error"} with its last words.
+
+    Training that is told to stop saves, and ends well: its end is `steps`.
+    """
     with log.open("a") as file:
         ended = subprocess.run(line, stdout=subprocess.PIPE, stderr=file, text=True)
-    words = ended.stdout.strip().splitlines()
-    if ended.returncode or not words:
-        said = log.read_text().replace("\r", "\n").strip().splitlines()
+    if ended.returncode:
+        said = (log.read_text() + ended.stdout).replace("\r", "\n").strip().splitlines()
         return {"error": f"exit code {ended.returncode}: {said[-1] if said else 'it said nothing'}"}
-    summary.write_text(words[-1] + "\n")
-    return json.loads(words[-1])
+    try:
+        found = json.loads(ended.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):  # elsewhere its words may stay there: its metrics are in the workdir
+        trained = [line for line in read(metrics) if "loss" in line]
+        if not trained:
+            return {"error": f"it ended without a result, and there is none in {metrics}"}
+        found = {name: trained[-1].get(name) for name in ("step", "loss", "skipped")}
+    if found["step"] < steps:
+        return {"error": f"stopped at step {found['step']} of {steps}"}
+    return found
 
 
-def held_out(metrics) -> dict:
+def read(metrics: epath.Path) -> list[dict]:
+    """The lines of a member's metrics, none where there are none yet."""
+    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def held_out(metrics: epath.Path) -> dict:
     """The last held-out numbers of a member, by the path of its metrics."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-    judged = [line for line in lines if "eval/loss" in line]
+    judged = [line for line in read(metrics) if "eval/loss" in line]
     return judged[-1] if judged else {}
 
 
@@ -98,12 +112,10 @@ def table(results: dict[str, dict], settings: dict[str, dict]) -> str:
 def run(path: str, out: str, common: list[str], jobs: int = 1, on: str = "", dry: bool = False) -> bool:
     """Runs what is left of a sweep, prints the table and writes OUT/results.json. True when every member is done."""
     config, found = members(path)
+    steps = {}
     for name, settings in found.items():  # a mistake in any of them is told before the first begins
-        configs.read(
-            config,
-            [f"{key}={value}" for key, value in settings.items()]
-            + [setting.removeprefix("--config.") for setting in common],
-        )
+        own = [f"{key}={value}" for key, value in settings.items()]
+        steps[name] = configs.read(config, own + [setting.removeprefix("--config.") for setting in common]).steps
         if "/" in name or name.startswith("."):
             raise InputError(f"{path} adds {name!r}: a member's name is that of a folder")
     lines = {name: command(config, f"{out}/{name}", given, common, on, name) for name, given in found.items()}
@@ -115,14 +127,16 @@ def run(path: str, out: str, common: list[str], jobs: int = 1, on: str = "", dry
     results: dict[str, dict] = {}
 
     def one(number: int, name: str) -> None:
-        summary, began = folder / f"{name}.json", time.perf_counter()
-        if summary.is_file():
-            results[name], took = json.loads(summary.read_text()), "done before"
-        else:
+        summary, metrics = folder / f"{name}.json", epath.Path(out) / name / "metrics.jsonl"
+        result, took = json.loads(summary.read_text()) if summary.is_file() else {}, "done before"
+        if result.get("step", 0) < steps[name]:
+            began = time.perf_counter()
             print(f"[{number}/{len(lines)}] {name} begins", file=sys.stderr)
-            results[name] = train(lines[name], folder / f"{name}.log", summary)
+            result = train(lines[name], folder / f"{name}.log", metrics, steps[name])
+            if "error" not in result:
+                summary.write_text(json.dumps(result) + "\n")
             took = f"{(time.perf_counter() - began) / 60:.1f} min"
-        results[name] |= {k: v for k, v in held_out(epath.Path(out) / name / "metrics.jsonl").items() if k != "step"}
+        results[name] = result | {k: v for k, v in held_out(metrics).items() if k != "step"}
         print(f"[{number}/{len(lines)}] {name}: {results[name].get('error', took)}", file=sys.stderr)
 
     with ThreadPoolExecutor(jobs) as pool:

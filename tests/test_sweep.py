@@ -54,6 +54,27 @@ def test_a_member_that_fails_does_not_stop_the_rest_and_runs_again(written):
     assert results["width64"] | {"dit.width": 64, "loss": 0.5} == results["width64"]
 
 
+def test_a_member_that_was_stopped_is_not_done(written):
+    """Told to stop, training saves and ends well; and what is elsewhere may keep its words to itself."""
+    flags = [written / "sweep.py", "--out", written / "out", "--on", f"bash {written}/elsewhere.sh {{name}}"]
+    (written / "well").touch()
+    stopped = sweep(*flags, "--config.steps=6")
+    assert stopped.returncode == 1
+    assert stopped.stdout.count("stopped at step 5 of 6") == 2
+    (written / "elsewhere.sh").write_text("echo 12:10:00 done")
+    silent = sweep(*flags, "--config.steps=6")
+    assert silent.returncode == 1
+    assert silent.stdout.count("it ended without a result") == 2 and "Traceback" not in silent.stderr
+    for width in (32, 64):
+        lines = [{"step": 6, "loss": 0.25, "skipped": 0}, {"step": 6, "eval/loss": 0.75}]
+        (written / "out" / f"width{width}").mkdir()
+        (written / "out" / f"width{width}" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = sweep(*flags, "--config.steps=6")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r" 6 +0\.2500 +0\.7500", done.stdout)) == 2
+    assert "done before" in sweep(*flags, "--config.steps=6").stderr
+
+
 def test_a_dry_run_prints_commands_that_train_takes(written):
     dry = sweep(written / "sweep.py", "--out", written / "out", "--dry-run", "--config.steps=7")
     assert dry.returncode == 0
