@@ -232,7 +232,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     elif variant in published.MODELS:
         wan(c, published.MODELS[variant])
     elif variant != "tiny":
-        known = ", ".join(("tiny", "one", "short", "small", "images", "speedrun", "smoke", *published.MODELS))
+        known = ", ".join(("tiny", "one", "short", "small", "pairs", "images", "speedrun", "smoke", *published.MODELS))
         raise ValueError(f"configs/dit.py has no variant {variant!r}; choose one of {known}")
     for option in options:
         name, _, value = option.partition("=")

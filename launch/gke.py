@@ -43,11 +43,14 @@ def manifest(
 ) -> str:
     """One JobSet as YAML: a job a slice, a pod a host. Strings are JSON, which YAML reads as they are.
 
-    `bucket` keeps the compiled programs (COMMAND's own workdir should be there too), so that a restart begins at once;
+    `bucket` is mounted as /data, out of which datasets and models are read, and keeps the compiled programs (COMMAND's
+    own workdir should be there too, as gs://), so that a restart begins at once;
     `grace` is seconds between SIGTERM and SIGKILL.
     """
     each = min(math.prod(shape), chip.chips_per_host)
     run = ["bash", "launch/host.sh", chip.name, *command]
+    name_of, _, folder = bucket.removeprefix("gs://").strip("/").partition("/")
+    options = "implicit-dirs" + (f",only-dir={folder}" if folder else "")
     on_spot = '\n                cloud.google.com/gke-spot: "true"' if spot else ""
     return f"""\
 apiVersion: jobset.x-k8s.io/v1alpha2
@@ -81,6 +84,9 @@ spec:
                   operator: In
                   values: {FINAL_CODES}
           template:
+            metadata:
+              annotations:
+                gke-gcsfuse/volumes: "true"
             spec:
               restartPolicy: Never
               hostNetwork: true
@@ -114,7 +120,16 @@ spec:
                   volumeMounts:
                     - name: shm
                       mountPath: /dev/shm
+                    - name: data
+                      mountPath: /data
               volumes:
+                - name: data
+                  csi:
+                    driver: gcsfuse.csi.storage.gke.io
+                    volumeAttributes:
+                      bucketName: {json.dumps(name_of)}
+                      mountOptions: {json.dumps(options)}
+                      hostNetworkPodKSA: "true"  # the pod's account, for it shares the network of its host
                 - name: shm
                   emptyDir:
                     medium: Memory

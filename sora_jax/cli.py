@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it announces them on stderr; here it only moves data
     args = parsed(sys.argv[1:] if argv is None else argv)
     try:
+        if "://" in (out := getattr(args, "out", None) or "") and args.run is not report_run:
+            raise InputError(f"only trainings write to {out}: mount the bucket (gcsfuse), and give --out that path")
         args.run(args)
     except KeyboardInterrupt:
         return fail("stopped", 130)

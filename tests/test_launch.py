@@ -13,11 +13,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from sora_jax.pod import plan
 from sora_jax.pod.chips import CHIPS, show, topology
+from sora_jax.train import configs
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ["sora-jax", "train", "--config", "configs/dit.py:wan-14b", "--workdir", "gs://bucket/run it's"]
@@ -56,6 +59,30 @@ def test_the_image_holds_what_hosts_run():
     assert all((ROOT / source).exists() for source in sources)
 
 
+def test_the_readmes_trainings_divide_over_their_chips():
+    """What each command asks of a mesh and of rows, by the trainer's own checks; whether it fits, a plan says."""
+    text = (ROOT / "launch/README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^ {4}(.*sora-jax train .*)$", text, re.M)
+    assert len(commands) == 6
+    for line in commands:
+        words = shlex.split(
+            line.partition("sora-jax train ")[2].replace('"', "").partition(" > ")[0].partition(" | ")[0]
+        )
+        config = words[words.index("--config") + 1]
+        settings = [word.removeprefix("--config.").replace("$lr", "1e-4") for word in words if "--config." in word]
+        config = configs.read(config, settings)
+        sizes = dict(config.mesh) | {"ulysses": config.mesh.context // config.mesh.ring}
+        plan.check(config, SimpleNamespace(shape=sizes), "train")
+        if at := re.search(r"(?:--topology |--tpu-type )(\S+)", line):
+            slices = re.search(r"slices (\d+)", line)
+            slices = int(slices[1]) if slices else 1
+            chips = math.prod(topology(at[1].replace("v6e-", "v6e:"))[1]) * slices
+        else:
+            chips, slices = 8 * int(re.search(r"--nodes (\d+)", line)[1]) if "--nodes" in line else 256, 1
+        assert math.prod(config.mesh[axis] for axis in ("data", "fsdp", "context", "tensor")) == chips, line
+        assert config.mesh.data % slices == 0, line
+
+
 # --- GKE -------------------------------------------------------------------------------------------------------------
 
 JOBS = [("v6e:16x16", 4), ("v5p:8x8x8", 1), ("tpu7x:4x4x8", 2), ("v6e:1x1", 1), ("v4:2x2x1", 1), ("v5e:4x4", 1)]
@@ -91,6 +118,10 @@ def test_the_manifest_asks_for_the_slices_and_restarts_what_a_restart_can_mend(n
     assert container["command"] == ["bash", "launch/host.sh", chip.name, *TRAIN]  # as it was typed, quotes and all
     assert pod["hostNetwork"] and pod["terminationGracePeriodSeconds"] >= 300 and pod["restartPolicy"] == "Never"
     assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+    (data,) = [volume["csi"] for volume in pod["volumes"] if volume["name"] == "data"]
+    assert data["driver"] == "gcsfuse.csi.storage.gke.io" and data["volumeAttributes"]["bucketName"] == "bucket"
+    assert {"name": "data", "mountPath": "/data"} in container["volumeMounts"]
+    assert job["template"]["spec"]["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
     (rule,) = spec["podFailurePolicy"]["rules"]
     final = rule["onExitCodes"]["values"]
     assert (rule["action"], rule["onExitCodes"]["operator"], spec["backoffLimit"]) == ("FailJob", "In", 0)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 from PIL import Image
 
 from sora_jax.errors import InputError
@@ -128,6 +129,18 @@ def test_a_report_shows_every_metric_and_is_whole(tmp_path):
     assert "held out 0.5000 at step 30" in page
     assert "&lt;a &amp; b&gt;" in page, "what the config says is text, not HTML"
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is fetched"
+
+
+def test_a_report_of_a_run_in_a_bucket(bucket):
+    run_of(bucket / "run", [{"step": 10, "loss": 0.5}])
+    (bucket / "run/checkpoints/10/params").mkdir(parents=True)
+    (bucket / "run/checkpoints/10/params/weights").write_bytes(bytes(3 * 10**6))
+    (bucket / "run/samples").mkdir()
+    Image.new("RGB", (8, 8)).save(bucket / "run/samples/0000010.png")
+    report.write("gs://bucket/run")
+    page = (bucket / "run/report.html").read_text()
+    assert 'alt="samples at 0000010"' in page and "step 10 of 40" in page
+    assert report.saved(epath.Path("gs://bucket/run/checkpoints"))[0][:2] == (10, 0.003)
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
     python launch/sweep.py configs/sweeps/gate.py --out runs/gate
 
-Needs runs/images, runs/held-out-images, runs/vae-model and runs/tokenizer.model: see scaling.py and configs/dit.py.
+Needs runs/images, runs/held-out-images, runs/vae-model and runs/tokenizer.model: see scaling.py.
 Rows hold as many patches either way, so that larger ones show four times the images in a step. Expect held-out losses
 of 0.470 with the gate and 0.610 without, and of 0.482 and 0.665 with the larger patches; at noise 0.9, where there is
 least to pass on, 0.69 and 0.64, and 0.67 twice. Twenty minutes on two CPU cores.

@@ -1,11 +1,12 @@
 """Quality against compute: six sizes of the diffusion transformer, all on the same steps of the same images.
 
+    sora-jax data latents world --model runs/vae-model --clips 8000 --seed 1000000 --max-frames 1 --out runs/images
     sora-jax data latents world --model runs/vae-model --clips 200 --seed 100000000 --max-frames 1 \\
         --out runs/held-out-images
     python launch/sweep.py configs/sweeps/scaling.py --out runs/scaling
     sora-jax evaluate scaling runs/scaling --picture runs/scaling.png
 
-Needs runs/images, runs/vae-model and runs/tokenizer.model: see configs/dit.py. The widths span 26 times
+Needs runs/vae-model and runs/tokenizer.model: launch/tiny.sh begins with them. The widths span 26 times
 in compute; expect held-out losses of 0.673, 0.608, 0.552, 0.476, 0.451 and 0.416, a law of C^-0.167 through the first
 five, and the widest 6 % above what that law says. An hour on two CPU cores beside other work.
 """

@@ -296,6 +296,8 @@ class Records(Sequence):
     """
 
     def __init__(self, path, name: str, decode: Callable[[dict], dict]):
+        if "://" in os.fspath(path):
+            raise InputError(f"datasets are read out of folders: mount the bucket of {path} and name that path")
         path = Path(path).expanduser()
         if not (path / "dataset_info.json").exists():
             if (path / "build.json").exists():

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from etils import epath
 from PIL import Image
 
 from sora_jax.errors import InputError
@@ -49,14 +50,14 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
 
     Raises InputError where the folder is no workdir, or has no metrics yet.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)  # also in a bucket
     if not (workdir / "config.json").is_file():
         raise InputError(f"{workdir} is not the working folder of a run: there is no config.json in it")
     lines = metrics(workdir / "metrics.jsonl")
     if not lines:
         raise InputError(f"{workdir} has no metrics yet: let it train for longer")
     config = flat(json.loads((workdir / "config.json").read_text()))
-    out = Path(out or workdir / "report.html")
+    out = epath.Path(out) if out else workdir / "report.html"
     out.write_text(page(workdir.name, config, lines, sheets(workdir / "samples"), saved(workdir / "checkpoints")))
     return out
 
@@ -93,8 +94,12 @@ def saved(folder: Path) -> list[tuple[int, float, float]]:
     found = (
         sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)) if folder.is_dir() else []
     )
-    size = lambda p: sum(file.stat().st_size for file in p.rglob("*") if file.is_file()) / 1e9
-    return [(int(p.name), size(p), p.stat().st_mtime) for p in found]
+    return [(int(p.name), size(p) / 1e9, p.stat().mtime) for p in found]
+
+
+def size(path: epath.Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    return sum(map(size, path.iterdir())) if path.is_dir() else path.stat().length
 
 
 def series(lines: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
@@ -143,7 +148,7 @@ def sample(path: Path) -> str:
     """What a sample file shows: its text, or its picture as a data URL, no wider than SHEET_WIDTH."""
     if path.suffix == ".txt":
         return f"<pre>{html.escape(path.read_text())}</pre>"
-    picture = Image.open(path).convert("RGB")
+    picture = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
     if picture.width > SHEET_WIDTH:
         picture = picture.resize((SHEET_WIDTH, round(picture.height * SHEET_WIDTH / picture.width)))
     buffer = io.BytesIO()

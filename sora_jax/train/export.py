@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     was trained on; a DiT's takes VAE and tokenizer from where its config says they are. Raises InputError when the
     workdir has no checkpoint or one that its config does not fit.
     """
-    workdir = Path(workdir)
+    workdir = checkpoint.located(workdir)
     if not (workdir / "config.json").is_file():
         raise InputError(f"{workdir} is not a training workdir: it has no config.json")
     config = json.loads((workdir / "config.json").read_text())

@@ -283,18 +283,19 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike) -> list[str]:
     from sora_jax.model import dit_shapes, flat
     from sora_jax.train import checkpoint  # training's packages, which sampling does without
 
-    if not (Path(workdir) / "config.json").is_file():
+    workdir = checkpoint.located(workdir)
+    if not (workdir / "config.json").is_file():
         raise InputError(f"{workdir} is not a training workdir: it has no config.json")
     if Path(out).suffix != ".safetensors":
         raise InputError(f"{out} is no place for a LoRA: give a name that ends in .safetensors")
-    config = json.loads((Path(workdir) / "config.json").read_text())
+    config = json.loads((workdir / "config.json").read_text())
     rank = {"lora": {"rank": 0}, **config}["lora"]["rank"]
     if not rank:
         raise InputError(f"{workdir} has trained no LoRA: export it as a model, without --format lora")
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = {"lora": shapes(dit_shapes(config["dit"], config["text"]["width"]), rank)}
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    restored = checkpoint.restore(Path(workdir) / "checkpoints", {"ema": like})
+    restored = checkpoint.restore(workdir / "checkpoints", {"ema": like})
     if restored is None:
         raise InputError(f"{workdir} has no checkpoint yet: train it for longer")
     added = {path: np.asarray(x) for path, x in flat(restored[0]["ema"]["lora"]).items()}
