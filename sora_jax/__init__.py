@@ -6,7 +6,7 @@ Everything visual is one packed row of spacetime patches; every patch knows wher
 clip of the row it belongs to (seg) and its own noise level (t). The rooms the story passes through:
 
     cli.py          the `sora-jax` command, thin               (cli_paint.py, cli_data.py, cli_evaluate.py, flags.py)
-    media.py        mp4 webm gif png jpg <-> Video(frames uint8 [f h w 3], fps)
+    media/          mp4 webm gif png jpg <-> Video(frames uint8 [f h w 3], fps)
     model.py        Model: text, DiT and VAE in one folder; load, save, generate
     prompting.py    every other verb: animate, extend, loop, connect, fill, outpaint, edit, interpolate, storyboard
     drafts.py       what they all paint: clips with holes
@@ -58,9 +58,10 @@ clip of the row it belongs to (seg) and its own noise level (t). The rooms the s
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["Canvas", "InputError", "Model", "Video", "load"]
+__all__ = ["Canvas", "InputError", "Model", "Video", "load", "read"]
 
-_HOMES = {"load": "model", "Model": "model", "Video": "media", "Canvas": "diffusion.canvas", "InputError": "errors"}
+_HOMES = {"load": "model", "Model": "model", "Video": "media", "read": "media"}
+_HOMES |= {"Canvas": "diffusion.canvas", "InputError": "errors"}
 
 
 def __getattr__(name: str):

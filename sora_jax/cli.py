@@ -33,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         return fail("stopped", 130)
     except InputError as error:
         return fail(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sora_jax"):
+            raise
+        return fail(f"this needs {error.name}, which is not installed: pip install 'sora_jax[train]'")
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     return 0

@@ -114,7 +114,9 @@ def add(verbs, verb: Callable) -> None:
         return p
 
     p = parser("world", world, "what the world's oracle sees in prompted videos", model, steps, out, line)
-    p.add_argument("--seeds", type=int, default=200, metavar="N", help="held-out scenes to ask for (default 200)")
+    p.add_argument(
+        "--seeds", type=flags.whole, default=200, metavar="N", help="held-out scenes to ask for (default 200)"
+    )
     p.add_argument("--frames", type=int, metavar="N", help="of every scene, 1 for images (default: each its own)")
     what = "what the scenes have in common, as count=1,scale=large,background=plain"
     p.add_argument("--scene", type=flags.words, metavar="NAME=WORD,...", help=what)
@@ -126,20 +128,20 @@ def add(verbs, verb: Callable) -> None:
 
     p = parser("vae", vae, "what its VAE loses of clips", model, out, line)
     p.add_argument("source", nargs="?", default="world", help="a folder of videos and images (default: world)")
-    p.add_argument("--clips", type=int, default=64, metavar="N", help="pieces to look at (default 64)")
+    p.add_argument("--clips", type=flags.whole, default=64, metavar="N", help="pieces to look at (default 64)")
     p.add_argument("--frames", type=int, default=33, metavar="N", help="of a piece, at most (default 33)")
 
     p = parser("captions", captions, "how true a captioner's sentences about the world are", line)
     p.add_argument("--captioner", default="captioner", metavar="DIR", help="a captioner's folder")
-    p.add_argument("--clips", type=int, default=500, metavar="N", help="held-out scenes (default 500)")
+    p.add_argument("--clips", type=flags.whole, default=500, metavar="N", help="held-out scenes (default 500)")
 
     p = parser("prompting", prompting, "how it paints around what it is given", model, steps, out)
-    p.add_argument("--cases", type=int, default=50, metavar="N", help="held-out scenes a task (default 50)")
+    p.add_argument("--cases", type=flags.whole, default=50, metavar="N", help="held-out scenes a task (default 50)")
     p.add_argument("--tasks", nargs="+", metavar="TASK", help="only these (default: all)")
     p.add_argument("--minute", action="store_true", help="and the drift of one-minute clips")
 
     p = parser("simulation", simulation, "whether what it paints goes on as the world does", model, steps, out)
-    p.add_argument("--cases", type=int, default=25, metavar="N", help="held-out scenes a probe (default 25)")
+    p.add_argument("--cases", type=flags.whole, default=25, metavar="N", help="held-out scenes a probe (default 25)")
     p.add_argument("--probes", nargs="+", metavar="PROBE", help="only these (default: all)")
     p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the clips of `coherence` (default 4)")
 

@@ -47,21 +47,28 @@ def generate(args) -> None:
             raise InputError(f"--best chooses among clips of at most {reach} frames, not of {count}: leave it out")
         if count > reach:  # in windows, each written when it is there
             return fps, drafts.stream(model, args.prompt, size=args.size, frames=count, **how)
-        videos = model.generate([args.prompt] * args.best, size=args.size, frames=count, **how)
-        video = videos[0] if args.best == 1 else best(args, videos, asked)
+        choose = chooser(args, asked) if args.best > 1 else next
+        video = choose(iter(model.generate([args.prompt] * args.best, size=args.size, frames=count, **how)))
         return video.fps, iter([video.frames])
 
     produce(args, run, still=frames == 1)
 
 
-def best(args, videos: list, asked: str):
-    """Of several clips the one of which a captioner would likeliest say what was asked for."""
+def chooser(args, asked: str) -> Callable:
+    """Chooses of several clips the one of which a captioner, read before they are painted, would likeliest say what was
+    asked for."""
     from sora_jax import captioning
     from sora_jax.model import load
 
-    sure = captioning.likelihood(load(args.captioner), videos, asked)
-    args.about["best"] = {"kept": int(sure.argmax()), "likelihood": [round(float(x), 3) for x in sure]}
-    return videos[int(sure.argmax())]
+    captioner = captioning.checked(load(args.captioner))
+
+    def choose(videos: Iterator):
+        videos = list(videos)
+        sure = captioning.likelihood(captioner, videos, asked)
+        args.about["best"] = {"kept": int(sure.argmax()), "likelihood": [round(float(x), 3) for x in sure]}
+        return videos[int(sure.argmax())]
+
+    return choose
 
 
 def image(args) -> None:
@@ -111,19 +118,19 @@ def connect(args) -> None:
 def fill(args) -> None:
     """Paint missing frames, or what is white in a mask."""
     video, mask = read(args.video), args.mask and read(args.mask)
-    simple(args, lambda m, how: m.fill(video, args.prompt, missing=args.missing, mask=mask, **how), video)
+    simple(args, lambda m, how: m.fill(video, args.prompt, missing=args.missing, mask=mask, **how), video, still=True)
 
 
 def outpaint(args) -> None:
     """Paint a wider or taller view around a video."""
     video = read(args.video)
-    simple(args, lambda m, how: m.outpaint(video, args.prompt, size=args.size, **how), video)
+    simple(args, lambda m, how: m.outpaint(video, args.prompt, size=args.size, **how), video, still=True)
 
 
 def edit(args) -> None:
     """Repaint a video, or what is white in a mask, to a prompt."""
     video, mask = read(args.video), args.mask and read(args.mask)
-    simple(args, lambda m, how: m.edit(video, args.prompt, strength=args.strength, mask=mask, **how), video)
+    simple(args, lambda m, how: m.edit(video, args.prompt, strength=args.strength, mask=mask, **how), video, still=True)
 
 
 def interpolate(args) -> None:
@@ -152,14 +159,14 @@ def storyboard(args) -> None:
 # ------------------------------------------------------------------------------------------------ what all of them do
 
 
-def simple(args, method: Callable, *sources) -> None:
-    """A verb whose method gives a Video."""
+def simple(args, method: Callable, *sources, still: bool = False) -> None:
+    """A verb whose method gives a Video; `still`: of a picture a picture."""
 
     def run(model, how):
         video = method(model, how)
         return video.fps, iter([video.frames])
 
-    produce(args, run, sources=sources)
+    produce(args, run, still=still and len(sources[0].frames) == 1, sources=sources)
 
 
 def produce(args, run: Callable, still: bool = False, sources=()) -> None:
@@ -175,6 +182,8 @@ def produce(args, run: Callable, still: bool = False, sources=()) -> None:
         if not os.access(Path(path).absolute().parent, os.W_OK):
             raise InputError(f"cannot write {path}: there is no folder {Path(path).absolute().parent} to write in")
 
+    if args.sheet and not media.is_still(Path(args.sheet)):
+        raise InputError(f"--sheet {args.sheet}: a contact sheet is a picture, such as sheet.png")
     from sora_jax.model import load
 
     model = load(args.model, lora=args.lora, quant=args.quant)

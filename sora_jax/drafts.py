@@ -158,6 +158,8 @@ def reach(model: Model) -> tuple[int, int]:
 
 def windows_of(frames: int, longest: int, overlap: int) -> list[tuple[int, int, int]]:
     """(begin, end, frames known from the window before) of the windows that cover a clip."""
+    if frames > longest == overlap:
+        raise InputError(f"this model paints {longest} frame(s) at a time, and cannot go on with them to {frames}")
     windows, at = [(0, min(frames, longest), 0)], longest - overlap
     while windows[-1][1] < frames:
         windows.append((at, min(frames, at + longest), overlap))

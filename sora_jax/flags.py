@@ -85,6 +85,8 @@ def dollars(text: str) -> tuple[float, float]:
 
 def folder(text: str) -> str:
     """A folder to write into, made here: one that cannot be is told before the work begins, not after it."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is no folder: mount the bucket (gcsfuse), and give that path")
     try:
         Path(text).expanduser().mkdir(parents=True, exist_ok=True)
     except OSError as error:

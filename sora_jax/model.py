@@ -151,33 +151,36 @@ class Model:
         Length is in `frames` or in `seconds`; 17 frames when neither is given, and 1 is an image. `size` and `frames`
         may be lists, one entry for each prompt. A clip longer than the model learned is painted in windows, each seeing
         the end of the one before (`drafts.stream` gives them one by one). The same seed gives the same bytes; the
-        n-th of several prompts has the n-th noise of that seed. `how` is what `sampler.paint` takes: steps, guidance,
-        negative, cache, progress.
+        n-th of several prompts has the n-th noise of that seed. `how` is what `sampler.paint` takes: steps, solver,
+        guidance, negative, cache, progress.
         Raises InputError for a size, length or prompt that cannot be painted.
         """
         sample = self.sample
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if np.ndim(frames) and seconds is not None:
+            raise InputError("give the length in frames or in seconds, not in both")
         sizes = [size] * len(prompts) if np.ndim(size) == 1 else list(size)
         lengths = (
             [prompting.length_of(frames, seconds, sample["fps"], 17)] * len(prompts)
             if np.ndim(frames) == 0
             else list(frames)
         )
-        if not len(prompts) == len(sizes) == len(lengths):
+        if not prompts or not len(prompts) == len(sizes) == len(lengths):
             raise InputError(f"{len(prompts)} prompts, {len(sizes)} sizes and {len(lengths)} lengths do not match")
         for (w, h), f in zip(sizes, lengths):
             self.latents_of(w, h, f)  # refuses what has none
+        sizes, lengths = [(int(w), int(h)) for w, h in sizes], [int(f) for f in lengths]
+        fps = sample["fps"]
         if max(lengths) > drafts.reach(self)[0]:
             videos = [
-                Video(np.concatenate(list(drafts.stream(self, p, size=s, frames=f, seed=seed, **how))), sample["fps"])
-                for p, s, f in zip(prompts, sizes, lengths)
+                Video(np.concatenate(list(drafts.stream(self, p, size=s, frames=f, seed=seed, first=n, **how))), fps)
+                for n, (p, s, f) in enumerate(zip(prompts, sizes, lengths))
             ]
             return videos[0] if isinstance(prompt, str) else videos
         canvases = [drafts.canvas_of(self, drafts.nothing(w, h, f)) for (w, h), f in zip(sizes, lengths)]
         painted = sampler.paint(self, canvases, prompts, seed=seed, **how)
         videos = [
-            Video(self.decode(z).frames[:f, :h, :w], sample["fps"])
-            for z, (w, h), f in zip(painted, sizes, lengths, strict=True)
+            Video(self.decode(z).frames[:f, :h, :w], fps) for z, (w, h), f in zip(painted, sizes, lengths, strict=True)
         ]
         return videos[0] if isinstance(prompt, str) else videos
 
@@ -198,8 +201,13 @@ class Model:
         """Writes the model folder, whole or not at all; a model that was there is replaced, other files in it stay.
 
         `dtype` of the stored parameters: float32, or bfloat16 for half the size; None: as they are. Matrices in 8 bits
-        stay so. Raises InputError when the folder holds something else than a model, OSError when the disk refuses.
+        stay so. Raises InputError for another dtype, and for a folder that holds something else than a model; OSError
+        when the disk refuses.
         """
+        if dtype not in (None, "float32", "bfloat16"):
+            raise InputError(
+                f"dtype is {dtype!r}: float32, bfloat16 or None; `sora-jax export --dtype int8` makes 8 bits"
+            )
         folder = Path(folder)
         if folder.exists() and not (folder / "model.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} holds something that is not a model: choose another place for it")

@@ -63,7 +63,7 @@ def animate(
     cell = -(-index // time)  # of the codec: the first frame alone, then `time` frames each
     nearest = order[np.abs(index[:, None] - order).argmin(1)]
     holder = {-(-k // time): k for k in stills}
-    source = [holder.get(c, n) for c, n in zip(cell, nearest)]
+    source = [k if k in stills else holder.get(c, n) for k, c, n in zip(index.tolist(), cell.tolist(), nearest)]
     known, held = np.isin(index, order), np.isin(cell, list(holder))
     made = draft(np.stack([stills[k] for k in source]), known[:, None, None], fps)
     return paint(model, made._replace(start=np.where(held[:, None, None], 0.0, made.start)), prompt, **how)
@@ -81,6 +81,7 @@ def extend(
     **how,
 ) -> Video:
     """The video with so many seconds more before it and after it. Raises InputError when neither is above 0."""
+    video = paced(video, model.sample["fps"])
     back, ahead = (_frames_of(seconds, video.fps) for seconds in (before, after))
     if not back + ahead:
         raise InputError(f"extend by {before:g} s before and {after:g} s after adds no frame: give --before or --after")
@@ -122,6 +123,8 @@ def connect(
 
     B is resampled to A's rate; of two sizes the smaller clip is letterboxed into the larger's.
     """
+    a = paced(a, b.fps if len(b.frames) > 1 else model.sample["fps"])
+    b = paced(b, a.fps)
     size = max(((v.width, v.height) for v in (a, b)), key=lambda wh: wh[0] * wh[1])
     a, b = letterboxed(a, size), at_rate(letterboxed(b, size), a.fps)
     strength = 1.0 if hard else CROSSFADE
@@ -144,7 +147,7 @@ def join_of(
     Raises InputError for a join shorter than a frame.
     """
     longest, time = model.sample["frames"], model.grid[0]
-    gap = longest // 3 // time * time if seconds is None else _frames_of(seconds, fps)
+    gap = max(time, longest // 3 // time * time) if seconds is None else _frames_of(seconds, fps)
     if gap < 1:
         raise InputError(f"a join of {seconds:g} s at {fps:g} fps has no frame: give more")
     sees = max(1, (longest - gap) // 2)
@@ -157,14 +160,17 @@ def join_of(
 
 
 def interpolate(model: Model, video: Video, fps: float, prompt: str = "", **how) -> Video:
-    """The video at a higher rate: its frames stay, those between are painted over the blend of their neighbours."""
+    """The video at a higher rate: its frames stay, each at the nearest moment of that rate; those between are painted
+    over the blend of their neighbours."""
     if not video.fps < fps < float("inf"):
         raise InputError(f"the video has {video.fps:g} fps already: interpolate to more than that, not to {fps:g}")
     last = len(video.frames) - 1
-    place = np.arange(int(last * fps / video.fps + 1e-6) + 1) * video.fps / fps
-    low = np.minimum(np.floor(place + 1e-6).astype(int), last)
+    at = np.round(np.arange(last + 1) * fps / video.fps).astype(int)  # each at its nearest moment
+    place = np.arange(at[-1] + 1) * video.fps / fps
+    low = np.clip(np.floor(place + 1e-6).astype(int), 0, last)
     share = np.clip(place - low, 0, 1)
-    known = share < 1e-3
+    low[at], share[at] = np.arange(last + 1), 0.0
+    known = np.isin(np.arange(len(place)), at)
     ends = video.frames[low].astype(np.float32), video.frames[np.minimum(low + 1, last)].astype(np.float32)
     blend = ends[0] + share[:, None, None, None] * (ends[1] - ends[0])
     guess = np.where(known[:, None, None, None], video.frames[low], np.round(blend).astype(np.uint8))
@@ -303,6 +309,11 @@ def letterboxed(video: Video, size: tuple[int, int]) -> Video:
     return Video(frames, video.fps)
 
 
+def paced(video: Video, fps: float) -> Video:
+    """A picture as a clip of that rate, for it has none of its own; a clip as it is."""
+    return Video(video.frames, fps) if len(video.frames) == 1 else video
+
+
 def at_rate(video: Video, fps: float) -> Video:
     """What is on screen at k / fps."""
     if video.fps == fps:
@@ -318,6 +329,8 @@ def length_of(frames: int | None, seconds: float | None, fps: float, default: in
         raise InputError("give the length in frames or in seconds, not in both")
     if seconds is not None and not 0 < seconds < float("inf"):
         raise InputError(f"{seconds} seconds cannot be painted: give more than 0")
+    if frames is not None and frames < 1:
+        raise InputError(f"{frames} frames cannot be painted: give 1 or more")
     if seconds is None:
         return default if frames is None else frames
     return max(1, round(seconds * fps))

@@ -70,7 +70,7 @@ def test_mistakes_get_one_sentence(tmp_path, capsys):
     refused(*paint, "--out", tmp_path / "x.avocado", about=".avocado")
     refused(*paint, "--out", tmp_path / "missing" / "x.mp4", about="missing")
     refused(*paint, "--out", "gs://bucket/x.mp4", about="only trainings write to gs://bucket/x.mp4: mount the bucket")
-    refused("data", "tokenizer", "gs://bucket/clips", "--out", tmp_path / "t", about="mount the bucket of gs://bucket")
+    refused("caption", "gs://bucket/clips", "--captioner", "tiny", "--out", tmp_path, about="of gs://bucket/clips and")
     refused(*paint, "--size", "big", "--out", "x.mp4", about="96x64")
     refused(*paint, "--outt", "x.mp4", about="--out")
     refused(*paint, "--out", "x.mp4", "--config.x=3", about="--config.x")

@@ -65,6 +65,12 @@ def test_a_saved_model_comes_back(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_eight_bits_are_not_a_cast(model, tmp_path):
+    with pytest.raises(InputError, match="export --dtype int8"):
+        model.save(tmp_path / "m", dtype="int8")
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_failed_save_loses_nothing(model, tmp_path):
     folder = folder_of(model, tmp_path)
     broken = Model({**CONFIG, "flow": {"predict": object()}}, model.params, model.tokenizer)
@@ -133,6 +139,11 @@ def test_the_same_seed_gives_the_same_bytes(model):
 
 def test_lengths_and_sizes_that_cannot_be(model):
     assert len(model.generate("a", size=(16, 16), seconds=0.625).frames) == 5
+    assert model.generate("a", size=(16.0, 16.0), frames=1.0, seed=-1).frames.shape == (1, 16, 16, 3)
+    with pytest.raises(InputError, match="not in both"):
+        model.generate(["a", "b"], size=(16, 16), frames=[5, 9], seconds=4)
+    with pytest.raises(InputError, match="0 prompts"):
+        model.generate([])
     for kind in ({"frames": 5, "seconds": 1.0}, {"frames": 0}, {"seconds": -1.0}, {"size": (0, 16)}, {"steps": 0}):
         with pytest.raises(InputError):
             model.generate("a", **{"size": (16, 16), **kind})

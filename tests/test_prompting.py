@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_model import model  # noqa: F401  (a random model with every part: laws do not ask what it paints)
 
-from sora_jax import cli, drafts, media
+from sora_jax import cli, drafts, media, prompting
 from sora_jax.diffusion import canvas, requests, sampler
 from sora_jax.errors import InputError
 from sora_jax.media import Video
@@ -33,6 +33,19 @@ VERBS = {
         9,
         (21, 18),
         {0: A.frames[0], 6: B.frames[0]},
+    ),
+    "animate keys in one latent": (
+        lambda m: m.animate(keys={0.25: A, 0.5: B}, frames=9),
+        9,
+        (21, 18),
+        {2: A.frames[0], 4: B.frames[0]},
+    ),
+    "extend a picture": (lambda m: m.extend(clip(1, fps=1.0), after=1.0), 9, (21, 18), {0: clip(1).frames[0]}),
+    "connect a picture": (
+        lambda m: m.connect(clip(1, fps=1.0), B, seconds=0.5),
+        12,
+        (21, 18),
+        {0: clip(1).frames[0]} | {i + 5: B.frames[i] for i in range(7)},
     ),
     "extend after": (lambda m: m.extend(A, after=1.0), 18, (21, 18), ORDER),
     "extend before": (lambda m: m.extend(A, before=0.5), 14, (21, 18), {i + 4: f for i, f in ORDER.items()}),
@@ -66,6 +79,32 @@ def test_known_frames_come_back_exactly(model, verb):  # noqa: F811
     painted = [f for i, f in enumerate(video.frames) if i not in known]
     assert len({f.tobytes() for f in painted}) == len(painted)  # each was painted, none repeated
     np.testing.assert_array_equal(call(model).frames, video.frames)  # the same seed, the same bytes
+
+
+@pytest.mark.parametrize("before, after", [(30000 / 1001, 60.0), (24000 / 1001, 48.0), (25.0, 30.0), (24.0, 25.0)])
+def test_interpolating_keeps_every_frame_at_any_rate(model, monkeypatch, before, after):  # noqa: F811
+    """Each at its nearest moment, in order; what is between lies between its neighbours."""
+    drawn = []
+    monkeypatch.setattr(prompting, "paint", lambda m, draft, prompt: drawn.append(draft) or Video(draft.frames, after))
+    clip = Video(np.arange(201, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2).repeat(3, 3), before)
+    made = model.interpolate(clip, after).frames[:, 0, 0, 0]
+    known = drawn[0].known[:, 0, 0]
+    assert made[known].tolist() == list(range(201))
+    assert (np.diff(made.astype(int)) >= 0).all() and len(made) == round(200 * after / before) + 1
+    assert np.abs(np.flatnonzero(known) / after - np.arange(201) / before).max() <= 0.5 / after + 1e-9
+
+
+def test_long_prompts_have_noises_of_their_own(model):  # noqa: F811
+    twice = model.generate(["a", "a"], size=(16, 16), frames=model.sample["frames"] + 1)
+    assert (twice[0].frames != twice[1].frames).any()
+    alone = model.generate("a", size=(16, 16), frames=model.sample["frames"] + 1)
+    np.testing.assert_array_equal(alone.frames, twice[0].frames)
+
+
+def test_a_model_of_images_cannot_go_on_with_them():
+    assert drafts.windows_of(1, 1, 1) == [(0, 1, 0)]
+    with pytest.raises(InputError, match=r"paints 1 frame\(s\) at a time"):
+        drafts.windows_of(2, 1, 1)
 
 
 def test_regions_outside_a_mask_come_back_exactly(model):  # noqa: F811
@@ -158,6 +197,7 @@ def test_mistakes_get_one_sentence(model, monkeypatch):  # noqa: F811
         assert "\n" not in str(error.value)
 
     refused("adds no frame", lambda: model.extend(A))
+    refused("0 frames cannot be painted", lambda: model.animate(clip(1), frames=0))
     refused("2 frames", lambda: model.loop(clip(1)))
     refused("frames 5-12", lambda: model.fill(A, missing=[(5, 12)]))
     refused("nothing is missing", lambda: model.fill(A))
@@ -228,6 +268,15 @@ def test_every_verb_through_the_command(model, tmp_path, capsys):  # noqa: F811
     assert media.probe(tmp_path / "out.preview.png")["width"] == 24
 
 
+def test_a_picture_stays_a_picture(model, tmp_path, capsys):  # noqa: F811
+    model.save(tmp_path / "m")
+    clip(1).save(tmp_path / "a.png")
+    for verb, *more in (("edit", "b"), ("outpaint", "--size", "32x18")):
+        args = [verb, tmp_path / "a.png", *more, "--model", tmp_path / "m", "--steps", 2, "--out", tmp_path / "x.jpg"]
+        assert cli.main([str(word) for word in args]) == 0, capsys.readouterr().err
+        assert media.probe(tmp_path / "x.jpg")["frames"] == 1
+
+
 def test_the_commands_mistakes_get_one_sentence(tmp_path, capsys):
     A.save(tmp_path / "a.mp4")
     (tmp_path / "board.json").write_text("{}")
@@ -238,6 +287,8 @@ def test_the_commands_mistakes_get_one_sentence(tmp_path, capsys):
         (["storyboard", tmp_path / "board.json"], "shots"),
         (["animate", tmp_path / "a.mp4", "--key", "x"], "SECOND=IMAGE"),
         (["generate", "a", "--steps", "inf"], "whole number"),
+        (["generate", "a", "--sheet", "s.pdf"], "a contact sheet is a picture"),
+        (["generate", "a", "--best", "2", "--captioner", "tiny"], "no captioner"),
     ):
         try:
             code = cli.main([str(arg) for arg in (*args, "--out", tmp_path / "x.mp4")])

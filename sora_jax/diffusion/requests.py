@@ -42,7 +42,7 @@ def prepare(model: Model, canvas: Canvas, prompt: str | Sequence[Shot], negative
     start = np.pad(canvas.start, over, mode="edge")[..., None]
     grid = tuple(n // p for n, p in zip(z.shape[:3], patch))
     # numpy's Philox gives the same noise on every machine, for any size, without compiling anything
-    eps = np.random.Generator(np.random.Philox([seed, index])).standard_normal((f, h, w, c), np.float32)
+    eps = np.random.Generator(np.random.Philox([seed % 2**64, index])).standard_normal((f, h, w, c), np.float32)
     eps = np.pad(eps, [*over, (0, 0)], mode="reflect" if min(f, h, w) > 1 else "edge")
     shots = [Shot(1, prompt)] if isinstance(prompt, str) else list(prompt)
     texts = [[model.tokenizer.encode(shot.prompt) for shot in shots], [model.tokenizer.encode(negative)] * len(shots)]

@@ -22,6 +22,7 @@ transformer for low noise (`dit_low`, below `sample.switch`) is painted with in 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -61,6 +62,7 @@ def paint(
     prompts: Sequence[str | Sequence[Shot]],
     *,
     seed: int = 0,
+    first: int = 0,
     steps: int | Sequence[float] | None = None,
     guidance: float | Sequence[float] | None = None,
     solver: str | None = None,
@@ -73,9 +75,10 @@ def paint(
     A prompt is a text, or the Shots of a clip. steps, guidance, solver: the model's own when None. `steps` is a number
     of even ones, or the levels u themselves, from 1 down to 0; several values of `guidance` are spread over them, but
     two, where there are two transformers, are one for each. A canvas's noise depends on the seed and its place in the
-    list alone, not on its neighbours in the row. `progress` is called with (steps done, steps in all). Under `with
-    jax.set_mesh(pod.mesh.make(...))` all of its devices paint: a row's patches are cut among those along context,
-    weights stay as they lie; every process calls, and gets, the same.
+    list alone, counted from `first`, not on its neighbours in the row (with `cache` they decide when the network looks
+    again). `progress` is called with (steps done, steps in all). Under `with jax.set_mesh(pod.mesh.make(...))` all of
+    its devices paint: a row's patches are cut among those along context, weights stay as they lie; every process calls,
+    and gets, the same.
     Raises InputError: an unknown solver, bad steps, too long a prompt, a canvas that memory does not hold.
     """
     config = model.config["sample"]
@@ -100,12 +103,13 @@ def paint(
     patch = model.dit.patch
     if any((0 if canvas.given is None else canvas.given.shape[-1]) != model.dit.given for canvas in canvases):
         raise InputError(f"this model is given {model.dit.given} channels beside the noise: see drafts.canvas_of")
-    items = [
-        prepare(model, canvas, prompt, negative, seed, i) for i, (canvas, prompt) in enumerate(zip(canvases, prompts))
-    ]
-    longest = max(len(item["x"]) for item in items)
+    longest = max(math.prod(-(-n // p) for n, p in zip(canvas.start.shape, patch)) for canvas in canvases)
     row = config["row"] * -(-longest // config["row"])
     check_memory(model, row, max(canvases, key=lambda canvas: canvas.start.size).start.shape, longest)
+    items = [
+        prepare(model, canvas, prompt, negative, seed, first + i)
+        for i, (canvas, prompt) in enumerate(zip(canvases, prompts))
+    ]
     if row > config["row"]:
         print(f"a clip of {longest} patches needs a row of {row} (the model's is {config['row']})", file=sys.stderr)
     words = config["text_row"] * -(-max(item["text"] for item in items) // config["text_row"])
