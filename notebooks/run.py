@@ -46,7 +46,8 @@ def execute(path: Path, short: bool = False) -> nbformat.NotebookNode:
     root = str(HERE.parent)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     env |= {"TF_CPP_MIN_LOG_LEVEL": "3"} | ({"SHORT": "1"} if short else {})
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(HERE)}})
+    how = {"timeout": None, "kernel_name": "python3", "coalesce_streams": True}
+    client = NotebookClient(notebook, **how, resources={"metadata": {"path": str(HERE)}})
     client.execute(env=env)
     return tidy(notebook)
 
