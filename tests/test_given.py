@@ -61,7 +61,7 @@ def config(folder: Path, **changes):
     settings |= {"init": folder, "vae_model": folder, "tokenizer": folder, "prompts": (), "steps": 2, "save_every": 2}
     settings |= {"data.row": 64, "data.rows": 8, "data.text_tokens": 12, "data.text_row": 48, "data.segments": 4}
     settings |= {"data.open_rows": 4, "data.lookahead": 0, "opt.warmup": 0, "opt.lr": 1e-3}
-    settings |= {"data.path": "world", "data.held_out": "world-held-out"}
+    settings |= {"data.path": "world", "data.held_out": "world-held-out", "data.captions.original": 0.0}
     settings |= {"sample.row": 64, "sample.text_row": 12} | changes
     return configs.read("configs/dit.py:wan-a14b-i2v,tune", [f"{key}={value}" for key, value in settings.items()])
 

@@ -253,7 +253,7 @@ def config(**changes):
     c.dit.update(width=16, depth=1, heads=2, mlp=24)
     c.text.update(width=8, depth=1, heads=1, head_width=8, mlp=8)
     c.update(steps=4, eval_every=0, picture_every=0, save_every=2, prompts=())
-    c.opt.warmup = 0
+    c.opt.update(warmup=0, schedule="constant")  # a run of fewer steps is the beginning of a longer one
     c.update_from_flattened_dict(changes)
     return c.lock()
 
@@ -261,11 +261,11 @@ def config(**changes):
 def batches(cursor, host: int = 0, hosts: int = 1):
     """Rows of one clip of eight patches, another one each step."""
     pos = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)), -1)[None].astype(np.int32)
-    ones, step = np.ones((1, 8), np.int32), cursor or 0
+    ones, step = np.ones((1, 8), np.int32), cursor["step"] if cursor else 0
     while True:
         x, step = np.random.default_rng(step).standard_normal((1, 8, 48), np.float32), step + 1
         grid = np.full((1, 1, 3), 2, np.int32)
-        yield {"x": x, "pos": pos, "seg": ones, "grid": grid, "txt": 3 * ones, "txt_seg": ones}, step
+        yield {"x": x, "pos": pos, "seg": ones, "grid": grid, "txt": 3 * ones, "txt_seg": ones}, {"step": step}
 
 
 def drawn(task) -> dict:

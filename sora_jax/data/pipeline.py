@@ -114,7 +114,7 @@ def latents(
 def caption(record: dict, weights, dropout: float, rng: np.random.Generator) -> str:
     """One of a clip's captions, or "" for the share `dropout`; a clip without the one drawn brings another it has."""
     names = sorted(weights)
-    missing = [name for name in names if f"caption_{name}" not in record]
+    missing = [name for name in names if weights[name] and f"caption_{name}" not in record]
     if missing:
         has = ", ".join(key.removeprefix("caption_") for key in record if key.startswith("caption_"))
         raise InputError(f"data.captions names {missing[0]!r}, but the clips have {has or 'no captions'}")
@@ -123,7 +123,7 @@ def caption(record: dict, weights, dropout: float, rng: np.random.Generator) -> 
         return ""
     shares = np.cumsum([weights[name] for name in names]) / sum(weights.values())
     drawn = names[min(int(np.searchsorted(shares, which, side="right")), len(names) - 1)]
-    return next((text for name in (drawn, *names) if (text := record[f"caption_{name}"])), "")
+    return next((text for name in (drawn, *names) if (text := record.get(f"caption_{name}"))), "")
 
 
 def clips(
