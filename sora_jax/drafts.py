@@ -4,10 +4,10 @@
     known  [f h w]     pixels that come back exactly
     start  [f h w]     how much may change: 1 painted from noise, 0 kept, between: the guess repainted that strongly
 
-`paint` encodes it to a canvas (`diffusion.canvas`: a latent may change as much as the least certain pixel it covers),
-samples, decodes, and puts the known pixels back; the codec's error at their border fades out over a few pixels. A
-draft longer than what the model learned (`sample.frames`) is painted in windows along time, each beginning with the
-last frames of the one before.
+`paint` encodes it to a canvas (`diffusion.canvas`: a latent may change as much as the least certain pixel it covers, but
+no more than PARTLY where some of its frames are known, so that it goes on from them), samples, decodes, and puts the
+known pixels back; the codec's error at their border fades out over a few pixels. A draft longer than what the model
+learned (`sample.frames`) is painted in windows along time, each beginning with the last frames of the one before.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FADE = (2.0, 1.0, 1.0)  # the codec's error at a border fades out over FEATHER of these units: frames count double
 FEATHER = 4.0
+PARTLY = 0.5  # how strongly a latent may change at most, some of whose frames are known
 
 
 class Draft(NamedTuple):
@@ -93,13 +94,15 @@ def canvas_of(model: Model, draft: Draft) -> canvas.Canvas:
     strength = float(draft.start.max() or 1) if told else draft.start.min()
     if strength < 1 or (draft.known.any() and not told):
         made = made._replace(z=model.encoded(padded(draft.frames)))
-        made = made if told else made._replace(start=canvas.cells(padded(draft.start), model.grid))
-    if not told:
-        return made
     known = padded(draft.known)
-    seen = model.encoded(np.where(known[..., None], padded(draft.frames), np.float32(127.5)))
     cells = known.reshape(len(known), known.shape[1] // side, side, -1, side).all((2, 4))
     cells = np.concatenate([np.repeat(cells[:1], time, 0), cells[1:]]).reshape(-1, time, *cells.shape[1:])
+    if not told:
+        if strength < 1 or known.any():
+            start, partly = canvas.cells(padded(draft.start), model.grid), cells.any(1) & ~cells.all(1)
+            made = made._replace(start=np.where(partly, np.minimum(start, PARTLY), start))
+        return made
+    seen = model.encoded(np.where(known[..., None], padded(draft.frames), np.float32(127.5)))
     given = np.concatenate([np.moveaxis(cells, 1, -1).astype(np.float32), seen], -1)
     return canvas.Canvas(made.z, np.full_like(made.start, strength), given)
 
@@ -151,9 +154,10 @@ def stream(
 
 
 def reach(model: Model) -> tuple[int, int]:
-    """(frames of a window, frames it shares with the one before): what the model learned, and a quarter of it."""
+    """(frames of a window, frames it shares with the one before): what the model learned; a quarter of it, and
+    half a latent more, so that no border between latents is seen where it goes on."""
     time, frames = model.grid[0], model.sample["frames"]
-    return frames, 1 + (frames - 1) // (4 * time) * time
+    return frames, 1 + (frames - 1) // (4 * time) * time + (time // 2 if frames > time else 0)
 
 
 def windows_of(frames: int, longest: int, overlap: int) -> list[tuple[int, int, int]]:

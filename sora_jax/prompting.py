@@ -21,7 +21,7 @@ from sora_jax.media import Video
 if TYPE_CHECKING:
     from sora_jax.model import Model
 
-CROSSFADE = 0.8  # how strongly `connect` repaints the cross-fade it starts from
+CROSSFADE = 0.6  # how strongly `connect` repaints the cross-fade it starts from
 BETWEEN = 0.6  # and `interpolate` the blend of its neighbours
 RING = 0.5  # and how strongly the latents around a hole in the picture may adapt to what is painted in it
 
@@ -85,8 +85,11 @@ def extend(
     back, ahead = (_frames_of(seconds, video.fps) for seconds in (before, after))
     if not back + ahead:
         raise InputError(f"extend by {before:g} s before and {after:g} s after adds no frame: give --before or --after")
-    frames, longest = video.frames, reach(model)[0]
-    sees = min(len(frames), 1 + longest // 2)  # how much of the video the painter is shown
+    frames, (longest, _), time = video.frames, reach(model), model.grid[0]
+    sees = min(len(frames), 1 + longest // 2 + time // 2)  # how much of the video the painter is shown
+    sees = midway(sees, time) if sees > 3 * time else sees  # of a short one all: it has to tell how things move
+    if longest <= sees:
+        raise InputError(f"this model paints {longest} frame(s) at a time: it cannot extend a video")
     early = len(windows_of(sees + ahead, *reach(model))) if ahead else 0
     done, parts = early, early - (-back // (longest - sees))  # windows
     if ahead:
@@ -96,19 +99,21 @@ def extend(
         made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, seed=seed, progress=tick, **how)
         frames = np.concatenate([frames, made.frames[sees:]])
     while back:
-        now, head = min(back, longest - sees), frames[:sees]
-        guess = np.concatenate([np.repeat(head[:1], now, 0), head])
-        known = np.arange(len(guess)) >= now
+        now = min(back, longest - sees)
+        new = midway(now + time - 1, time)  # a few more, so that the video begins amid a latent
+        head = frames[: min(sees, longest - new)]
+        guess = np.concatenate([np.repeat(head[:1], new, 0), head])
+        known = np.arange(len(guess)) >= new
         tick, done = part_of(progress, done, parts), done + 1
         made = paint(model, draft(guess, known[:, None, None], video.fps), prompt, seed=seed, progress=tick, **how)
-        frames, back, seed = np.concatenate([made.frames[:now], frames]), back - now, seed + 1
+        frames, back, seed = np.concatenate([made.frames[new - now : new], frames]), back - now, seed + 1
     return Video(frames, video.fps)
 
 
 def loop(model: Model, video: Video, prompt: str = "", *, seconds: float | None = None, **how) -> Video:
     """The video with a join after it that leads from its end to its beginning: played again and again, it has no seam.
 
-    seconds: of the join; by default a third of what the model paints at once. Raises InputError below 2 frames.
+    seconds: of the join; by default half of what the model paints at once. Raises InputError below 2 frames.
     """
     if len(video.frames) < 2:
         raise InputError(f"a loop needs a video of 2 frames or more, not {len(video.frames)}: `animate` makes one")
@@ -147,11 +152,11 @@ def join_of(
     Raises InputError for a join shorter than a frame.
     """
     longest, time = model.sample["frames"], model.grid[0]
-    gap = max(time, longest // 3 // time * time) if seconds is None else _frames_of(seconds, fps)
+    gap = max(time, longest // 2 // time * time) if seconds is None else _frames_of(seconds, fps)
     if gap < 1:
         raise InputError(f"a join of {seconds:g} s at {fps:g} fps has no frame: give more")
-    sees = max(1, (longest - gap) // 2)
-    a, b = a[-sees:], b[:sees]
+    a = a[-midway(min(len(a), 1 + max(0, longest - gap) // 2 + time // 2), time) :]
+    b = b[: max(1, longest - gap - len(a))]
     guess = np.concatenate([a, crossfade(a[-1], b[0], gap), b])
     index = np.arange(len(guess))
     known = (index < len(a)) | (index >= len(a) + gap)
@@ -334,6 +339,13 @@ def length_of(frames: int | None, seconds: float | None, fps: float, default: in
     if seconds is None:
         return default if frames is None else frames
     return max(1, round(seconds * fps))
+
+
+def midway(frames: int, time: int) -> int:
+    """The most frames of at most so many that end amid a latent, after the first one's and some of `time` frames each:
+    where a clip and what is painted share a latent, no border between latents is seen between them (drafts.PARTLY)."""
+    middle = 1 + time // 2
+    return frames - (frames - middle) % time if frames > middle else frames
 
 
 def _frames_of(seconds: float, fps: float) -> int:

@@ -242,6 +242,13 @@ def test_what_slices_send_each_other_counts(kind, sent):
     assert roofline.split(mesh, found) == (0.0, sent)
 
 
+def test_a_permutation_from_slice_to_slice_counts():
+    to = "_xla_megascale_target={{200000->100001},{300001->100000},{400000->300001}}"
+    text = SLICES.replace("TO", to).replace("KIND", f'{hlo.MEGASCALE}="ONE_TO_ONE"')
+    _, (found,), _ = hlo.read(text, 8)
+    assert (found.kind, found.sent, found.group) == ("collective-permute", 64 * 16 * 2, (2, 1))
+
+
 def test_a_batch_of_products_written_as_a_convolution_counts_once():
     found = {"%x": (2, 9, 4, 5), "%y": (2, 9, 4, 5)}  # b=2, heads=4: 9 x 5 by 5 x 9
     table = {

@@ -156,6 +156,14 @@ def test_a_latent_may_change_as_much_as_its_least_certain_pixel():
     assert cells[1, 1, 0] == np.float32(0.7) and cells.sum() == np.float32(0.7)
 
 
+def test_a_latent_goes_on_from_the_frames_of_it_that_are_known(model):  # noqa: F811
+    known = (np.arange(10) < 7)[:, None, None]  # latents of 1, 4, 4 and 4 frames: the third is known by half
+    made = drafts.canvas_of(model, drafts.draft(clip(10).frames, known, 8.0))
+    np.testing.assert_array_equal(made.start[:, 0, 0], [0.0, 0.0, drafts.PARTLY, 1.0])
+    frames = [prompting.midway(n, 4) for n in (1, 2, 3, 6, 7, 10, 11)]
+    assert frames == [1, 2, 3, 3, 7, 7, 11]
+
+
 def test_the_border_of_what_is_known_has_no_step():
     """A codec that is 20 too dark: beside known pixels the difference fades instead of jumping."""
     frames = np.full((4, 6, 20, 3), 120, np.uint8)

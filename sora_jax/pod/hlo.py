@@ -31,6 +31,7 @@ FREE |= {"iota", "opt-barrier", "copy-done", "async-done", "async-update", "all-
 FREE |= {"collective-permute-done", "domain", "add-dependency"}
 
 MEGASCALE = "_xla_megascale_transfer_type"  # of what hosts carry from slice to slice
+SLICE = 100_000  # what a slice's number is multiplied by in the names of its devices there
 
 
 class Instruction(NamedTuple):
@@ -335,16 +336,22 @@ def collective(each: Instruction, kind: str, table: Mapping, times: int, devices
 
 
 def among_slices(each: Instruction, table: Mapping, times: int, devices: int) -> Collective:
-    """A collective of one device of every slice: their hosts carry it, and the program sends it to them.
+    """A collective of one device of every slice, or a permutation: hosts carry it, and the program sends it to them.
 
-    Its target, {1,2,3,4}x{0:511}, are the slices and the devices of each.
+    The target of the first, {1,2,3,4}x{0:511}, are the slices and the devices of each; of the second pairs
+    {100016->200000}, slice 1's device 16 to slice 2's device 0.
     """
     kind = re.search(rf'{MEGASCALE}="(\w+)"', each.rest)[1].lower().replace("_", "-")
-    slices = [int(n) for n in re.search(r'_xla_megascale_target="\{([\d,]+)\}', each.rest)[1].split(",")]
-    of_slice = devices // len(slices)
-    group = tuple((n - min(slices)) * of_slice for n in slices)
     types = table[each.operands[0]].types
-    bytes_ = size(types) * (len(group) if kind == "all-gather" else 1)
+    bytes_ = size(types)
+    if kind == "one-to-one":
+        pairs = re.findall(r"\{(\d+)->(\d+)\}", each.rest)
+        count = max(int(n) // SLICE for pair in pairs for n in pair)
+        group = tuple((n // SLICE - 1) * (devices // count) + n % SLICE for n in map(int, pairs[0]))
+        return Collective(each.name, "collective-permute", times, types[0][0], bytes_, group, bytes_)
+    slices = [int(n) for n in re.search(r'_xla_megascale_target="\{([\d,]+)\}', each.rest)[1].split(",")]
+    group = tuple((n - min(slices)) * (devices // len(slices)) for n in slices)
+    bytes_ *= len(group) if kind == "all-gather" else 1
     sent = bytes_ * (len(group) - 1) / len(group) * (2 if kind == "all-reduce" else 1)
     return Collective(each.name, kind, times, types[0][0], bytes_, group, sent)
 
