@@ -193,7 +193,9 @@ def main(arguments: list[str]) -> None:
         wanted = [*missing, *([] if args.command else ["the command after --"])]
         raise InputError(f"a manifest also needs {', '.join(wanted)}")
     if not re.fullmatch(r"gs://[a-z0-9][\w.-]+(/.*)?", args.bucket):
-        raise InputError(f"--bucket {args.bucket!r} is no bucket: give gs://BUCKET or gs://BUCKET/FOLDER")
+        raise InputError(
+            f"--bucket {args.bucket!r} is no bucket: give one such as gs://my-bucket or gs://my-bucket/folder"
+        )
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", args.name):
         raise InputError(f"--name {args.name!r}: at most 40 small letters, digits and hyphens, a letter first")
     options = {

@@ -37,11 +37,25 @@ resource() { # resource VERB ...: of the queued resource
     shift
     gcloud compute tpus queued-resources "$verb" "$name" "${where[@]}" "$@"
 }
-state() { resource describe --format 'value(state.state)' 2>/dev/null || echo NONE; }
-delete() {
-    [ "$(state)" = NONE ] || resource delete --force
+state() { # NONE where there is no such resource, UNKNOWN where gcloud does not say
+    local errors
+    errors=$(mktemp)
+    if ! resource describe --format 'value(state.state)' 2>"$errors"; then
+        if grep -qi 'not.found' "$errors"; then echo NONE; else echo UNKNOWN && cat "$errors" >&2; fi
+    fi
+    rm "$errors"
 }
-if [ -n "$down" ]; then delete && say "$name is gone" && exit; fi
+delete() {
+    case $(state) in
+    NONE) ;;
+    UNKNOWN) say "whether $name is there could not be asked: the reason is above" && return 1 ;;
+    *) resource delete --force ;;
+    esac
+}
+if [ -n "$down" ]; then
+    delete || exit 1
+    say "$name is gone" && exit
+fi
 
 [ -n "$topology" ] && [ $# -gt 0 ] || refuse "--topology and, after --, the command to run are needed"
 topology=${topology,,}
@@ -61,8 +75,7 @@ trap 'say "$name may still run, and be billed: launch/queued.sh --down --name $n
 create() {
     local wanted=(--accelerator-type "$accelerator" --runtime-version "$runtime")
     if [ "$slices" -gt 1 ]; then wanted+=(--node-count "$slices" --node-prefix "$name"); else wanted+=(--node-id "$name"); fi
-    delete
-    if ! resource create "${wanted[@]}" ${spot:+--spot}; then
+    if ! { delete && resource create "${wanted[@]}" ${spot:+--spot}; }; then
         [ -n "$made" ] && return 1
         trap - EXIT
         say "nothing was created: the reason is above"
@@ -108,8 +121,8 @@ halt() { # those that still run: let them save, which they cannot where they wai
 }
 codes() { every 'echo "code $(cat run.code 2>/dev/null || echo running)"' 2>/dev/null | sed -n 's/.*code \([0-9a-z]*\)$/\1/p'; }
 finish() {
-    if [ -z "$keep" ]; then delete && trap - EXIT; fi
     say "$1"
+    if [ -z "$keep" ]; then delete && trap - EXIT || exit 1; fi
     exit "$2"
 }
 
@@ -124,12 +137,13 @@ while :; do
         began=$SECONDS again='' unseen=0
         while [ -z "$again" ]; do
             sleep "$poll"
-            if [ "$(state)" != ACTIVE ]; then
+            now=$(state)
+            if [ "$now" != ACTIVE ] && [ "$now" != UNKNOWN ]; then
                 again="the slices were taken away" ready=''
-            elif ! seen=$(codes); then
+            elif [ "$now" = UNKNOWN ] || ! seen=$(codes); then
                 unseen=$((unseen + 1))
                 if [ $unseen -ge 5 ]; then again="hosts do not answer" ready=''; fi
-            elif grep -qxE '1|2|126|127' <<<"$seen"; then # as in launch/gke.py: nothing that a restart would mend
+            elif unseen=0 && grep -qxE '1|2|126|127' <<<"$seen"; then # as in launch/gke.py: nothing that a restart would mend
                 every 'case $(cat run.code 2>/dev/null) in 1 | 2 | 126 | 127) tail -n 20 run.log ;; esac' || true
                 finish "it failed for good: the end of its log is above" 1
             elif grep -qvxE '0|running' <<<"$seen"; then

@@ -86,6 +86,11 @@ def train(line: list[str], log: Path, metrics: epath.Path, steps: int) -> dict:
     return found
 
 
+def summary(path: Path) -> dict:
+    """What a member came to that was done before, and what it was asked; nothing where it was not."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def read(metrics: epath.Path) -> list[dict]:
     """The lines of a member's metrics, none where there are none yet."""
     return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
@@ -112,10 +117,13 @@ def table(results: dict[str, dict], settings: dict[str, dict]) -> str:
 def run(path: str, out: str, common: list[str], jobs: int = 1, on: str = "", dry: bool = False) -> bool:
     """Runs what is left of a sweep, prints the table and writes OUT/results.json. True when every member is done."""
     config, found = members(path)
-    steps = {}
+    steps, asked = {}, {}
     for name, settings in found.items():  # a mistake in any of them is told before the first begins
-        own = [f"{key}={value}" for key, value in settings.items()]
-        steps[name] = configs.read(config, own + [setting.removeprefix("--config.") for setting in common]).steps
+        all_ = [f"{key}={value}" for key, value in settings.items()] + [
+            each.removeprefix("--config.") for each in common
+        ]
+        steps[name] = configs.read(config, all_).steps
+        asked[name] = [each for each in all_ if not each.startswith("steps=")]  # more of them go on with the same
         if "/" in name or name.startswith("."):
             raise InputError(f"{path} adds {name!r}: a member's name is that of a folder")
     lines = {name: command(config, f"{out}/{name}", given, common, on, name) for name, given in found.items()}
@@ -124,17 +132,22 @@ def run(path: str, out: str, common: list[str], jobs: int = 1, on: str = "", dry
         return True
     folder = Path("runs", Path(path).stem) if "://" in out else Path(out)  # a bucket is no place for logs that grow
     folder.mkdir(parents=True, exist_ok=True)
+    before = {name: summary(folder / f"{name}.json") for name in lines}
+    for name, done in before.items():
+        if done.pop("asked", asked[name]) != asked[name]:
+            raise InputError(
+                f"{folder / name}.json is of other settings than {' '.join(asked[name])}: give another --out"
+            )
     results: dict[str, dict] = {}
 
     def one(number: int, name: str) -> None:
-        summary, metrics = folder / f"{name}.json", epath.Path(out) / name / "metrics.jsonl"
-        result, took = json.loads(summary.read_text()) if summary.is_file() else {}, "done before"
+        metrics, result, took = epath.Path(out) / name / "metrics.jsonl", before[name], "done before"
         if result.get("step", 0) < steps[name]:
             began = time.perf_counter()
             print(f"[{number}/{len(lines)}] {name} begins", file=sys.stderr)
             result = train(lines[name], folder / f"{name}.log", metrics, steps[name])
             if "error" not in result:
-                summary.write_text(json.dumps(result) + "\n")
+                (folder / f"{name}.json").write_text(json.dumps(result | {"asked": asked[name]}) + "\n")
             took = f"{(time.perf_counter() - began) / 60:.1f} min"
         results[name] = result | {k: v for k, v in held_out(metrics).items() if k != "step"}
         print(f"[{number}/{len(lines)}] {name}: {results[name].get('error', took)}", file=sys.stderr)

@@ -67,7 +67,7 @@ def train(args) -> None:
     try:
         loop.train(config, args.workdir)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if any(final in str(error) for final in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")):
             raise
         # Another host is gone. Launchers start all again for this code, as for JAX's own when it notices first.
         traceback.print_exc()
@@ -104,6 +104,8 @@ def plan(args) -> None:
 def export(args) -> None:
     """Write a training's averaged weights, of its last checkpoint, as a model folder, its LoRA alone, or a model
     folder's parts for diffusers, or a model folder again in int8."""
+    if args.dtype and args.format != "sora":
+        raise InputError(f"--dtype is of our own format: --format {args.format} writes what is there as it is stored")
     if args.format == "lora":
         from sora_jax.weights import lora
 
@@ -121,7 +123,7 @@ def export(args) -> None:
         return
     from sora_jax.train.export import export
 
-    export(args.source, args.out, args.dtype)
+    export(args.source, args.out, args.dtype or "float32")
     print(json.dumps({"path": args.out}))
 
 
@@ -188,8 +190,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--topology", required=True, metavar="CHIP:AxBxC", help="such as v5p:8x8x8, v6e:16x16, tpu7x:4x4x8")
     p.add_argument("--mesh", default="", metavar="AXIS=N,...", help="such as fsdp=64,context=8 (default: the config's)")
     p.add_argument("--slices", type=int, default=1, metavar="N", help="slices, joined by the data centre's network")
-    p.add_argument("--row", type=int, metavar="N", help="patches in a row (default: the config's)")
-    p.add_argument("--rows", type=int, metavar="N", help="rows of a step, over all devices (default: the config's)")
+    p.add_argument("--row", type=flags.whole, metavar="N", help="patches in a row (default: the config's)")
+    p.add_argument(
+        "--rows", type=flags.whole, metavar="N", help="rows of a step, over all devices (default: the config's)"
+    )
     p.add_argument("--task", choices=("train", "sample", "vae-decode"), default="train")
     p.add_argument(
         "--size",
@@ -207,8 +211,8 @@ def parser() -> argparse.ArgumentParser:
     p = verb(verbs, "export", export, "a training's weights to a model folder, or a model folder for diffusers")
     p.add_argument("source", metavar="WORKDIR|MODEL")
     p.add_argument("--out", required=True, metavar="DIR|FILE")
-    sizes = "of a training's parameters; int8: of a model folder, to paint with it in half the memory of bfloat16"
-    p.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), default="float32", help=sizes)
+    sizes = "of a training's parameters (default float32); int8: of a model folder, to paint in half bfloat16's memory"
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), help=sizes)
     kinds = "diffusers: of a model folder; lora: a file, of the training of one"
     p.add_argument("--format", choices=("sora", "diffusers", "lora"), default="sora", help=kinds)
 

@@ -4,10 +4,10 @@
     known  [f h w]     pixels that come back exactly
     start  [f h w]     how much may change: 1 painted from noise, 0 kept, between: the guess repainted that strongly
 
-`paint` encodes it to a canvas (`diffusion.canvas`: a latent may change as much as the least certain pixel it covers, but
-no more than PARTLY where some of its frames are known, so that it goes on from them), samples, decodes, and puts the
-known pixels back; the codec's error at their border fades out over a few pixels. A draft longer than what the model
-learned (`sample.frames`) is painted in windows along time, each beginning with the last frames of the one before.
+`paint` encodes it to a canvas (`diffusion.canvas`: a latent may change as much as the least certain pixel it covers,
+but no more than PARTLY where some of its frames are known, so that it goes on from them), samples, decodes, and puts
+the known pixels back; the codec's error at their border fades out over a few pixels. A draft longer than what the
+model learned (`sample.frames`) is painted in windows along time, each beginning with the last frames of the one before.
 """
 
 from __future__ import annotations

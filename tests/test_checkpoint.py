@@ -1,6 +1,7 @@
 """The laws of checkpoints: whole or absent, bit for bit, on any mesh."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,25 @@ def test_another_model_is_named(state, folder):
     ]:
         with pytest.raises(InputError, match=words):
             checkpoint.restore(folder, {**wanted, "params": {**wanted["params"], **change}})
+
+
+@pytest.mark.parametrize("lost", ["all", "an entry", "half a file"])
+def test_a_damaged_one_is_named_with_the_one_before(state, folder, tmp_path, lost):
+    here = tmp_path / "checkpoints"
+    shutil.copytree(folder, here)
+    newest = here / "4"
+    if lost == "half a file":
+        largest = max(
+            (path for path in (newest / "params").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+        )
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    else:
+        shutil.rmtree(newest if lost == "all" else newest / "params")
+        newest.mkdir(exist_ok=True)
+    with pytest.raises(InputError, match=r"4 is damaged|4 holds another model, or is damaged"):
+        checkpoint.restore(here, abstract(state))
+    shutil.rmtree(newest)
+    assert int(checkpoint.restore(here, abstract(state))[0]["step"]) == 3
 
 
 def test_no_place_to_save(state, tmp_path):

@@ -236,6 +236,11 @@ case "$3 $4" in
     if [ -e "$CLOUD/take-at" ] && [ "$(cat "$CLOUD/step" 2>/dev/null || echo 0)" -ge "$(cat "$CLOUD/take-at")" ]; then
         rm "$CLOUD/take-at"; gone; echo SUSPENDED >"$CLOUD/state"
     fi
+    if [ -e "$CLOUD/expired" ]; then
+        [ "$(cat "$CLOUD/expired")" != once ] || rm "$CLOUD/expired"
+        echo "ERROR: There was a problem refreshing your current auth tokens" >&2; exit 1
+    fi
+    [ -e "$CLOUD/state" ] || { echo "ERROR: NOT_FOUND: Resource 'projects/p/x' was not found" >&2; exit 1; }
     cat "$CLOUD/state" ;;
 "queued-resources delete") gone; rm -rf "$CLOUD/state" "$CLOUD/hosts" ;;
 "tpu-vm scp") for home in "$CLOUD/hosts/${6%%:*}".*; do cp "$5" "$home/${6#*:}" || exit 1; done ;;
@@ -260,6 +265,7 @@ while [ $(($(wc -l <"$CLOUD/began") % 2)) = 1 ]; do sleep 0.05; done
 while step=$(cat "$CLOUD/step" 2>/dev/null || echo 0) && [ "$step" -lt 8 ]; do
     case $PWD in *.0/sora_jax) echo $((step + 1)) >"$CLOUD/step.new" && mv "$CLOUD/step.new" "$CLOUD/step" ;; esac
     [ "$step" != "${ABORT:-none}" ] || ! mkdir "$CLOUD/aborted" 2>/dev/null || exit 134 # mkdir: one of both, once
+    [ "$step" != "${EXPIRE:-none}" ] || ! mkdir "$CLOUD/expiring" 2>/dev/null || echo once >"$CLOUD/expired"
     [ "$step" != "${FAIL:-none}" ] || { echo "the reason"; exit 2; }
     sleep 0.3
 done
@@ -345,6 +351,16 @@ def test_a_host_that_aborts_starts_all_again_on_the_same_slice(cloud):
     assert "ended with 134" in ran.stdout and cloud.made() == 1
     assert "saved" in (cloud.path / "saves").read_text()  # the other was told, and let finish
     assert (cloud.path / "step").read_text() == "8\n"
+
+
+def test_what_gcloud_cannot_say_is_not_taken_for_gone(cloud):
+    ran = cloud.train("--topology", "v6e:4x4", EXPIRE="3")
+    assert ran.returncode == 0 and "auth tokens" in ran.stderr, ran.stdout + ran.stderr
+    assert (cloud.path / "step").read_text() == "8\n" and cloud.made() == 1
+    (cloud.path / "state").write_text("ACTIVE")
+    (cloud.path / "expired").touch()
+    ran = cloud.queued("--down")
+    assert ran.returncode == 1 and "is gone" not in ran.stdout and (cloud.path / "state").exists()
 
 
 def test_where_one_host_cannot_be_told_to_begin_none_goes_on_without_it(cloud):

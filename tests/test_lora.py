@@ -128,6 +128,8 @@ def test_out_and_in_again_is_the_same(tmp_path, dialect):
         np.testing.assert_array_equal(found["dit"][path], value)
     with pytest.raises(InputError, match="no place for blocks/modulation"):
         lora.write(tmp_path / "b.safetensors", {"blocks/modulation": np.ones((2, 6, 28))}, FIELDS)
+    lora.write(tmp_path / "low.safetensors", a_lora(), FIELDS, low=True)
+    assert lora.read(tmp_path / "low.safetensors", FIELDS).keys() == {"dit_low"}
 
 
 def pair(rng, rank: int, out: int = 28, n: int = 28) -> tuple[np.ndarray, np.ndarray]:

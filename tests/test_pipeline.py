@@ -171,6 +171,7 @@ def test_hosts_share_the_clips_and_redealing_loses_none(after):
 def test_redealing_to_as_many_hosts_changes_nothing(whole):
     assert pipeline.redeal([whole[1][3]], 1) == [whole[1][3]]
     assert pipeline.redeal([{"step": 4}] * 2, 3) == [{"step": 4}] * 3
+    assert pipeline.redeal([None] * 2, 3) == [None] * 3  # stopped before the first batch
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 3, 7])

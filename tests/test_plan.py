@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -135,8 +136,11 @@ def test_ulysses_sends_q_k_v_and_the_result_once():
 
 def test_the_least_that_a_step_must_send():
     config, mesh = sized({"fsdp": 2, "context": 4}, rows=4, row=432)
-    least = plan.least(config, dict(mesh.shape), 1000)
+    weights = lambda n: {"w": jax.ShapeDtypeStruct((n,), jnp.float32)}
+    least = plan.least(config, dict(mesh.shape), {"params": weights(1000)}, {})
     assert least["weights"] == 3 * 2 * 1000 * 7 / 8
+    still = plan.least(config, dict(mesh.shape), {"params": weights(10)}, {"text": weights(100), "dit": weights(1000)})
+    assert still["weights"] == 2 * (3 * 10 + 100 + 2 * 1000) * 7 / 8
     assert least["heads"] == 8 * (4 / 2 * 432 / 4 * 64 * 2) * 3 / 4 * config.dit.depth and least["keys"] == 0
 
 
@@ -329,6 +333,22 @@ def test_what_does_not_divide_is_one_sentence(mesh, settings, sentence):
         plan.check(*sized(mesh, **settings), "train")
     with pytest.raises(InputError, match="a VAE has no rows"):
         plan.search(configs.read("configs/vae.py:wan"), "v5p:2x2x1", task="vae-decode")
+
+
+def test_a_search_refuses_what_a_plan_refuses():
+    pytest.importorskip("libtpu")
+    config = configs.read("configs/dit.py:wan-14b", ["data.rows=3"])
+    with pytest.raises(InputError, match="3 rows do not divide"):
+        plan.search(config, "v5p:2x2x1")
+
+
+def test_a_step_of_the_sampler_is_given_what_the_transformer_is_told():
+    config, mesh = sized({"fsdp": 8}, rows=8, row=432)
+    with config.unlocked():
+        config.dit.update(given=8, gated=False)
+    step = steps.sampled(config, mesh)
+    assert step.arguments[1]["given"].shape == (1, 432, 8 * math.prod(config.dit.patch))
+    step.function.trace(*step.arguments)
 
 
 def test_the_compilers_refusal_is_an_answer():

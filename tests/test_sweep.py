@@ -51,6 +51,8 @@ def test_a_member_that_fails_does_not_stop_the_rest_and_runs_again(written):
     assert again.returncode == 0, again.stderr
     calls = [line.split()[0] for line in (written / "calls").read_text().splitlines()]
     assert calls == ["width32", "width64", "width64"]
+    other = sweep(*flags, "--config.steps=5", "--config.opt.lr=9")
+    assert other.returncode == 2 and "is of other settings" in other.stderr and "Traceback" not in other.stderr
     results = json.loads((written / "out" / "results.json").read_text())
     assert results["width64"] | {"dit.width": 64, "loss": 0.5} == results["width64"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.train import checkpoint, loop
+from sora_jax.train import checkpoint, configs, loop, tasks
 from sora_jax.train.log import Log
 from tests.training import ROOT, SAVE_EVERY, STEPS, alive, get_config, lines, start, train, wait_until, whole  # noqa: F401
 
@@ -175,11 +175,24 @@ def test_one_device_is_eight(whole, start, tmp_path):
         ({"opt__name": "adam"}, "config.opt.name is 'adam'.*did you mean 'adamw'"),
         ({"opt__schedule": "cosin"}, "config.opt.schedule is 'cosin'.*did you mean 'cosine'"),
         ({"keep": 0}, "config.keep is 0"),
+        ({"opt__accumulate": 0}, "config.opt.accumulate is 0"),
     ],
 )
 def test_a_bad_config_is_one_sentence(tmp_path, change, sentence):
     with pytest.raises(InputError, match=sentence):
         train(tmp_path, **change)
+
+
+@pytest.mark.parametrize(
+    "setting, sentence",
+    [
+        ("dit.keep=all", "config.dit.keep is 'all': choose one of nothing"),
+        ("dit.dtype=float8", "config.dit.dtype is 'float8'"),
+    ],
+)
+def test_a_transformer_that_cannot_be_is_one_sentence(setting, sentence):
+    with pytest.raises(InputError, match=sentence):
+        tasks.make(configs.read("configs/dit.py:smoke", [setting]))
 
 
 def test_another_model_in_the_workdir(whole, capsys):
@@ -192,6 +205,17 @@ def test_another_model_in_the_workdir(whole, capsys):
     told = capsys.readouterr().err
     assert "resuming with opt.lr = 0.5 (was 0.01)" in told and "resuming with dit.remat = True (was False)" in told
     train(workdir)
+    with pytest.raises(InputError, match="was trained with expert = None, not 'low'"):
+        train(workdir, expert="low")
+
+
+def test_what_stands_still_is_what_it_was(tmp_path):
+    """A LoRA goes on with the weights that it was trained beside."""
+    config = configs.read("configs/dit.py:tiny,lora=8")
+    loop.keep_config(config, tmp_path, resuming=False)
+    config.init = "elsewhere"
+    with pytest.raises(InputError, match="was trained with init = 'tiny', not 'elsewhere'"):
+        loop.keep_config(config, tmp_path, resuming=True)
 
 
 def test_unwritable_workdir(tmp_path):

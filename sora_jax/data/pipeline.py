@@ -184,13 +184,15 @@ def crop(video: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np
     return video[tuple(slice(i, i + m) for i, m in zip(at, size))]
 
 
-def redeal(cursors: Sequence[dict], hosts: int) -> list[dict]:
+def redeal(cursors: Sequence[dict | None], hosts: int) -> list[dict | None]:
     """The cursors of all hosts of a run -> those for going on with `hosts` hosts: nothing is lost, nothing comes twice.
 
     With as many hosts as before the cursors stay as they are, so that the run goes on bit for bit.
     """
     if len(cursors) == hosts:
         return list(cursors)
+    if cursors[0] is None:  # stopped before the first batch
+        return [None] * hosts
     if "step" in cursors[0]:  # of `clips`: the same on every host
         return [cursors[0]] * hosts
     ranges = [each for cursor in cursors for each in cursor["read"]]

@@ -50,6 +50,8 @@ def plan(
     chip, shape = chips.topology(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("planning compiles with libtpu, which is not here: pip install 'sora_jax[train,tpu]'")
+    if tokens is not None and not 0 < tokens < math.inf:
+        raise InputError(f"{tokens:g} tokens to train on: give more than 0")
     if slices < 1:
         raise InputError(f"{slices} slices: give --slices 1 or more")
     mesh = pod.make(config.mesh, devices(chip, shape, slices))
@@ -68,7 +70,7 @@ def plan(
         "mesh": dict(mesh.shape),
         "remat": {"remat": config.dit.remat, "keep": config.dit.keep} if "dit" in config else None,
         "step": step.facts,
-        "bytes_least": least(config, dict(mesh.shape), step.parameters) if task == "train" else None,
+        "bytes_least": least(config, dict(mesh.shape), *step.arguments[::2]) if task == "train" else None,
         "parameters": step.parameters,
         "flops": flops(work, step.model_flops),
     }
@@ -114,7 +116,7 @@ def estimate(facts: dict, chip, shape, mesh, text: str, work: Mapping[str, float
         "loops_of_unknown_length": unknown,
         "limits": LIMITS,
     }
-    if tokens:
+    if tokens is not None:
         facts["run"] = {name: run(tokens, facts, chip, name) for name in ("serial", "overlapped")}
     return facts
 
@@ -144,19 +146,22 @@ def flops(work: Mapping[str, float], model: float | None) -> dict:
             "recompute": recompute}  # fmt: skip
 
 
-def least(config, mesh: Mapping[str, int], parameters: int) -> dict[str, float]:
+def least(config, mesh: Mapping[str, int], state: Mapping, frozen: Mapping) -> dict[str, float]:
     """Bytes that one device must send within its slice in a training step, in bfloat16, if nothing were sent twice.
 
-    weights: gathered for the forward and for the backward pass, their gradients scattered (FSDP). heads: q, k, v and
+    weights: gathered for the forward and for the backward pass, their gradients scattered (FSDP); of what is frozen
+    there is no gradient, and behind a text encoder that is, no backward pass. heads: q, k, v and
     the result traded for patches and back, in both passes (Ulysses); what remat repeats of it is not in here, nor
     tensor parallelism. keys: k and v around the ring in both passes, and their gradients.
     """
     cut = mesh["fsdp"] * mesh["ring"] * mesh["ulysses"]
     ring, ulysses, dit = mesh["ring"], mesh["ulysses"], config.dit
     rows = max(1.0, config.data.rows / (mesh["data"] * mesh["fsdp"]))
+    passes = {"text": 1, "dit": 2}
+    passed = 3 * steps.size_of(state["params"]) + sum(passes[part] * steps.size_of(frozen[part]) for part in frozen)
     part = 2 * rows * config.data.row / (ring * ulysses) * dit.width / mesh["tensor"] * dit.depth
     return {
-        "weights": 3 * 2 * parameters / mesh["tensor"] * (cut - 1) / cut,
+        "weights": 2 * passed / mesh["tensor"] * (cut - 1) / cut,
         "heads": 8 * part * (ulysses - 1) / ulysses,
         "keys": 2 * part * (2 * (ring - 1) + ring) if ring > 1 else 0.0,
     }
@@ -170,12 +175,14 @@ def search(config, topology: str, **options) -> list[dict]:
     would recompute, the longest row. The rows of a result are {mesh, keep, row, total, ...}.
 
     Each try is one compilation; what does not fit is refused within seconds to a minute.
-    Raises InputError for a config without rows, a VAE's.
+    Raises InputError for a config without rows, a VAE's, and as `plan` does.
     """
     if "dit" not in config:
         raise InputError(
             "--search looks for the longest row of a DiT, such as configs/dit.py:wan-14b; a VAE has no rows"
         )
+    chip, shape = chips.topology(topology)
+    check(config, pod.make(config.mesh, devices(chip, shape, options.get("slices", 1))), options.get("task", "train"))
     ways = ("heads", "attention", "nothing") if options.get("task", "train") == "train" else (config.dit.keep,)
     found = []
     for mesh in meshes(config, topology, options.get("slices", 1)):
@@ -260,8 +267,8 @@ def check(config, mesh, task: str) -> None:
         near = max(1, round(row / parts)) * parts
         raise InputError(f"a row of {row:,} does not divide among mesh.context = {parts}: the nearest is {near:,}")
     holders, rows = sizes["data"] * sizes["fsdp"], config.data.rows
-    if task == "train" and rows % (holders * config.opt.accumulate):
-        whole = holders * config.opt.accumulate
+    whole = holders * max(1, config.opt.accumulate)
+    if task == "train" and rows % whole:
         near = max(1, round(rows / whole)) * whole
         raise InputError(
             f"{rows} rows do not divide among mesh.data x mesh.fsdp = {holders} groups of devices"

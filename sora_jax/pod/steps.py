@@ -71,6 +71,8 @@ def sampled(config, mesh) -> Step:
     whole = NamedSharding(mesh, PartitionSpec())
     width = math.prod(dit.patch) * dit.channels
     like = dict.fromkeys(("z", "eps"), ((1, row, width), jnp.float32)) | {"pos": ((1, row, 3), jnp.int32)}
+    if dit.given:
+        like["given"] = ((1, row, math.prod(dit.patch) * dit.given), jnp.float32)
     like |= dict.fromkeys(("seg", "ask", "level"), ((1, row), jnp.int32))
     like |= dict.fromkeys(("start", "shift"), ((1, requests.LEVELS), jnp.float32))
     like |= dict.fromkeys(("txt", "txt_seg"), ((2, words), jnp.int32))

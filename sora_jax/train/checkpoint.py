@@ -7,11 +7,13 @@ whatever killed the process, and everything else is swept away at the next start
 folder is complete that holds COMMITTED, which is written last.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def restore(folder: str | Path, abstract: dict[str, Tree] | None = None):
     if not found:
         return None
     path = located(folder) / str(found[-1])
-    with _context():
+    with _context(), _whole(path, found[:-1]):
         stored = ocp.checkpointables_metadata(path).metadata
         wanted = dict.fromkeys(name for name in stored if name != "cursor") if abstract is None else dict(abstract)
         for name, tree in wanted.items():
@@ -132,14 +134,28 @@ def restore(folder: str | Path, abstract: dict[str, Tree] | None = None):
     return state, cursor
 
 
+@contextlib.contextmanager
+def _whole(path: Path, older: Sequence[int]) -> Iterator[None]:
+    """Whatever orbax and tensorstore make of a checkpoint that is not whole, said in one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        then = f"goes on from step {older[-1]}" if older else "begins anew"
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise InputError(f"{path} is damaged ({reason}): remove it, and the run {then}") from error
+
+
 def _compare(path: Path, name: str, stored: Tree, wanted: Tree) -> None:
     """Raise InputError for the first array that one has and the other has not, or has in another shape."""
     there, here = _shapes(stored), _shapes(wanted)
     for leaf in sorted(there.keys() | here.keys()):
         if there.get(leaf) != here.get(leaf):
             raise InputError(
-                f"{path} holds another model: {name}/{leaf} is {there.get(leaf, 'absent')} there and "
-                f"{here.get(leaf, 'absent')} in this config; use the config it was trained with, or another --workdir"
+                f"{path} holds another model, or is damaged: {name}/{leaf} is {there.get(leaf, 'absent')} there and "
+                f"{here.get(leaf, 'absent')} in this config; use the config it was trained with, another --workdir, "
+                "or remove it, and the run goes on from the checkpoint before"
             )
 
 

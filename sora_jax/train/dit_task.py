@@ -42,7 +42,7 @@ from sora_jax.data.fitting import fit
 from sora_jax.diffusion import canvas, flow
 from sora_jax.errors import InputError
 from sora_jax.model import Model, find, load
-from sora_jax.models.dit import DiT, beside, training_flops
+from sora_jax.models.dit import KEEP, DiT, beside, training_flops
 from sora_jax.models.text import TextEncoder, Tokenizer
 from sora_jax.pod import mesh as pod
 from sora_jax.pod.hosts import joined
@@ -76,6 +76,8 @@ def make(config) -> Task:
         raise InputError(
             f"config.dit.heads is {dit.heads}: {dit.width} channels must divide into heads of an even width"
         )
+    if dit.keep not in KEEP:
+        raise InputError(f"config.dit.keep is {dit.keep!r}: choose one of {', '.join(KEEP)}")
     low, high = span(config)
     eval_levels = [t for t in EVAL_LEVELS if low <= t < high] or [(low + high) / 2]
     channels = dit.channels + dit.given  # of a latent on disk

@@ -19,13 +19,13 @@ def begun(name: str, params: dict, expert: str = "") -> dict:
     Raises InputError where the folder is no model, or one of other shapes.
     """
     like = {part: tree for part, tree in params.items() if part in FOLDER}
-    began = jax.tree.map(lambda x, like: jnp.array(x, like.dtype), taken(name, like, expert), like)  # copies
+    began = jax.tree.map(jnp.array, taken(name, like, expert))  # copies
     return {"params": params | began, "ema": jax.tree.map(jnp.copy, params | began)}
 
 
 def taken(name: str, like: dict, expert: str = "") -> dict:
-    """The model folder's weights of the shapes and on the devices of `like`, in the types in which they are stored; of
-    two transformers those of the `expert`. Raises InputError as `begun`, and where no model is named."""
+    """The model folder's weights of the shapes and types and on the devices of `like`; of two transformers those of the
+    `expert`. Raises InputError as `begun`, and where no model is named."""
     if not name:
         raise InputError(f"{' and '.join(sorted(like))} would stay as drawn: give --config.init, the model they are of")
     params = load(name, host=True).params  # transformers go where they will lie, by no way over one device
@@ -44,7 +44,7 @@ def taken(name: str, like: dict, expert: str = "") -> dict:
         if path not in given or given[path].shape != x.shape:
             has = f"is {list(given[path].shape)} there" if path in given else "is not there"
             raise InputError(f"config.init = {name} is a model of another kind: {path} {has}, {list(x.shape)} here")
-        return jax.device_put(given[path], x.sharding)
+        return jax.device_put(given[path].astype(x.dtype), x.sharding)
 
     weights = jax.tree_util.tree_map_with_path(take, like)
     if late:

@@ -186,6 +186,8 @@ def prepare(task, config, mesh):
     array is born where `pod.mesh` wants it, none is ever whole on one device that need not be. jit with shardings is
     what pjit was.
     """
+    if config.opt.accumulate < 1:
+        raise InputError(f"config.opt.accumulate is {config.opt.accumulate}: give 1 or more parts to a batch")
     tx, lr = optimizer.make(config.opt, config.steps)
 
     def first() -> dict:
@@ -360,7 +362,9 @@ def keep_config(config, workdir: Path, resuming: bool) -> None:
         before, after = flat(json.loads(path.read_text())), flat(new)
         changed = [k for k in sorted(before | after) if before.get(k) != after.get(k)]
         for k in changed:
-            if (k == "opt.name" or k.split(".")[0] in MODEL_KEYS) and k not in FREE_KEYS:
+            still = k == "init" and (after.get("frozen") or after.get("lora.rank"))  # trained beside what it names
+            other = k == "expert" and (before.get(k) or after.get(k))  # older runs do not say which
+            if still or other or ((k == "opt.name" or k.split(".")[0] in MODEL_KEYS) and k not in FREE_KEYS):
                 raise InputError(
                     f"{workdir} was trained with {k} = {before.get(k)!r}, not {after.get(k)!r}; "
                     "give another --workdir, or the config it began with"

@@ -25,8 +25,9 @@ def make(opt, steps: int):
     """(optax transformation, schedule) of `config.opt`; the schedule is step -> learning rate.
 
     Keys: name 'adamw' | 'muon'; lr, its peak; adam_lr, the peak for what Muon leaves to AdamW (read only for 'muon');
-    b1, b2, weight_decay (kernels only); warmup, steps of linear growth from 0; schedule 'constant' | 'cosine' (to 0 at
-    `steps`) | 'linear' (constant, then to 0 over the last fifth); clip, the global norm gradients are cut to.
+    b1, b2, weight_decay (of kernels; with 'muon' of its own alone); warmup, steps of linear growth from 0; schedule
+    'constant' | 'cosine' (to 0 at `steps`) | 'linear' (constant, then to 0 over the last fifth); clip, the global norm
+    gradients are cut to.
     Raises InputError for an unknown name or schedule.
     """
     lr = schedule(opt.schedule, opt.lr, opt.warmup, steps)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sora_jax.errors import InputError
+from sora_jax.train.init import FOLDER
 
 
 class Task(NamedTuple):
@@ -28,11 +29,14 @@ class Task(NamedTuple):
 
 
 def make(config) -> Task:
-    """The task named by `config.task`. Raises InputError for another name."""
+    """The task named by `config.task`. Raises InputError for another name, or what no task computes in."""
     from sora_jax.train import captioner_task, dit_task, expander_task, vae_task
 
     makers = {"vae": vae_task.make, "dit": dit_task.make, "captioner": captioner_task.make}
     makers["expander"] = expander_task.make
     if config.task not in makers:
         raise InputError(f"config.task is {config.task!r}; choose one of {', '.join(makers)}")
+    for part in FOLDER:
+        if part in config and config[part].get("dtype", "float32") not in ("float32", "bfloat16"):
+            raise InputError(f"config.{part}.dtype is {config[part].dtype!r}: choose float32 or bfloat16")
     return makers[config.task](config)

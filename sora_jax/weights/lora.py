@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -299,17 +300,23 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike) -> list[str]:
     if restored is None:
         raise InputError(f"{workdir} has no checkpoint yet: train it for longer")
     added = {path: np.asarray(x) for path, x in flat(restored[0]["ema"]["lora"]).items()}
-    return write(out, added, config["dit"])
+    expert = {"expert": "", **config}["expert"]
+    if expert == "high":  # `transformer.` means both where there are two
+        print(f"of the transformer of high noise: painting takes it by --lora {out}=1:high", file=sys.stderr)
+    return write(out, added, config["dit"], low=expert == "low")
 
 
-def write(path: str | os.PathLike, added: Added, fields: Mapping, dialect: str = "diffusers") -> list[str]:
+def write(
+    path: str | os.PathLike, added: Added, fields: Mapping, dialect: str = "diffusers", low: bool = False
+) -> list[str]:
     """A LoRA as a file in PEFT's keys after `transformer.`, which diffusers loads, or, with dialect "original", after
-    `diffusion_model.`, as its authors name modules. alpha is r. Returns the names of its tensors.
+    `diffusion_model.`, as its authors name modules. alpha is r. low: of the second transformer, which diffusers names
+    `transformer_2.`. Returns the names of its tensors.
 
     Raises InputError for what has no key in PEFT: a difference that is not of a bias beside matrices.
     """
     path, original = Path(path), dialect == "original"
-    prefix = "diffusion_model." if original else "transformer."
+    prefix = "diffusion_model." if original else "transformer_2." if low else "transformer."
     tensors, left = {}, set(added)
 
     def put(name: str, ours: str, i: int | None, turn) -> None:
