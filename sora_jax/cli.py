@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from sora_jax import cli_data, cli_evaluate, cli_paint, flags
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it announces them on stderr; here it only moves data
     args = parsed(sys.argv[1:] if argv is None else argv)
     try:
-        if "://" in (out := getattr(args, "out", None) or "") and args.run is not report_run:
-            raise InputError(f"only trainings write to {out}: mount the bucket (gcsfuse), and give --out that path")
+        if args.run is not report_run:
+            local(getattr(args, "out", None) or "")  # a bucket is told before the work begins
         args.run(args)
     except KeyboardInterrupt:
         return fail("stopped", 130)

@@ -27,7 +27,7 @@ from safetensors import numpy as safetensors
 
 from sora_jax import drafts, prompting
 from sora_jax.diffusion import sampler
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 from sora_jax.media import Video
 from sora_jax.models import vae_stream
 from sora_jax.models.captioner import Captioner
@@ -208,7 +208,7 @@ class Model:
             raise InputError(
                 f"dtype is {dtype!r}: float32, bfloat16 or None; `sora-jax export --dtype int8` makes 8 bits"
             )
-        folder = Path(folder)
+        folder = local(folder)
         if folder.exists() and not (folder / "model.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} holds something that is not a model: choose another place for it")
         folder.parent.mkdir(parents=True, exist_ok=True)

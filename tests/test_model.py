@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from sora_jax.data import shards
 from sora_jax.diffusion import sampler
 from sora_jax.errors import InputError
+from sora_jax.evaluate import results
 from sora_jax.media import Video
 from sora_jax.model import Model, flat, load, shapes_of
 from sora_jax.models.text import train_tokenizer
@@ -185,3 +187,19 @@ def test_importing_and_sampling_need_no_tensorflow():
         assert not heavy, heavy
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_bucket_is_refused_before_a_folder_of_its_name_is_made(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video = Video(np.zeros((2, 8, 8, 3), np.uint8), 8.0)
+    writers = [
+        lambda: model.save("gs://bucket/model"),
+        lambda: video.save("gs://bucket/a.mp4"),
+        lambda: Video(video.frames[:1]).save("gs://bucket/a.png"),
+        lambda: results.write("gs://bucket/out", "world", "tiny", {}, []),
+        lambda: shards.write("gs://bucket/out", "clips", None, [], None, {}),
+    ]
+    for write in writers:
+        with pytest.raises(InputError, match="only trainings write to gs://bucket/"):
+            write()
+    assert not list(tmp_path.iterdir())

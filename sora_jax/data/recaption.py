@@ -23,7 +23,7 @@ from pathlib import Path
 from sora_jax import endpoint, media
 from sora_jax.data import dataset, footage, shards
 from sora_jax.data.captions import Caption, caption_of
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 
 FRAMES, SIDE = 8, 512  # of a clip that an endpoint is shown, and pixels of their longer side
 GIVE_UP = 8  # failures in a row after which the endpoint is taken to be gone
@@ -63,7 +63,7 @@ def recaption(
     """
     if not 0 <= host < hosts:
         raise InputError(f"host {host} of {hosts} cannot be: hosts count from 0")
-    held, out = dataset.open_clips(source), Path(out).expanduser().absolute()
+    held, out = dataset.open_clips(source), local(out).expanduser().absolute()
     if held.path == out:
         raise InputError(f"{out} is what is to be captioned: choose another --out, for the old captions stay")
     asked = (

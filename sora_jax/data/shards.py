@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 
 LOCAL = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
@@ -66,7 +66,7 @@ def write(
 
     Raises InputError when `out` holds another dataset, cannot be written or is full, or when nothing was left to write.
     """
-    out = Path(out).expanduser().absolute()
+    out = local(out).expanduser().absolute()
     _claim(out, {"dataset": name, **made_from, "shards": len(parts)})
     shards = [f"{name}-train.array_record-{i:05d}-of-{len(parts):05d}" for i in range(len(parts))]
     if not (out / "report.json").exists():

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sora_jax.data import shards
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 from sora_jax.media import Video, encode
 
 DRAWS, INSIDE = 4000, 0.95
@@ -60,7 +60,7 @@ def finite(scores: dict[str, float]) -> dict[str, list[float]]:
 
 def write(out: str | Path, kind: str, model: str, result: dict, cases: Sequence[Case]) -> Path:
     """Writes the folder (see the file's head), and returns its page's path."""
-    out = Path(out).expanduser()
+    out = local(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     plain = lambda scores: {name: [float(value) for value in values] for name, values in scores.items()}
     rows = [{"group": c.group, "name": c.name, "prompt": c.prompt, "scores": plain(c.scores)} for c in cases]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from sora_jax import media
 from sora_jax.data import shards
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 
 SAMPLES = 5  # that VBench reads of each prompt in its standard mode
 NAME = 240  # bytes of a file's name that a prompt may fill; the systems that matter allow 255, VBench's longest has 209
@@ -90,7 +90,7 @@ def export(
     asked = prompts(source, dimensions)
     settings = dict(model=str(model) if isinstance(model, str | Path) else type(model).__name__, size=list(size))
     settings |= dict(frames=frames, seed=seed, steps=steps, batch=batch, prompts=shards.digest(asked))
-    out = Path(out).expanduser()
+    out = local(out).expanduser()
     named = {file_name(prompt, i): (prompt, i) for prompt in asked for i in range(samples)}
     if len(named) < len(asked) * samples:
         raise InputError(f"{source} has prompts that are alike in their first {NAME} bytes: shorten them")

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 from sora_jax.media.reader import Frame, checked_fps, frames_in, open_clip, resample, spans
 from sora_jax.media.sheet import contact_sheet
 from sora_jax.media.writer import Writer, is_still, save_image
@@ -159,7 +159,7 @@ def write(video: Video, path: str | Path, comment: str = "") -> Path:
     mov, mkv, webm; an image as png or jpg). Raises InputError: another suffix, several frames to jpg, a gif above 50
     fps.
     """
-    path = Path(path)
+    path = local(path)
     if len(video.frames) == 1 and is_still(path):
         return save_image(Image.fromarray(video.frames[0]), path, comment)
     with Writer(path, video.width, video.height, video.fps, comment) as writer:

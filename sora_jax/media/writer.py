@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 from sora_jax.media.boxes import add_clean_aperture
 from sora_jax.media.reader import EXACT, checked_fps, reason
 
@@ -49,7 +49,7 @@ class Writer:
     """
 
     def __init__(self, path: str | Path, width: int, height: int, fps: float, comment: str = ""):
-        self.path, self.width, self.height = Path(path), int(width), int(height)
+        self.path, self.width, self.height = local(path), int(width), int(height)
         self.fps, self.count, self.comment = checked_fps(fps), 0, comment
         suffix = self.path.suffix.lower()
         if suffix in (".jpg", ".jpeg"):
@@ -132,7 +132,7 @@ def save_image(image: Image.Image, path: Path, comment: str = "") -> Path:
     """Writes a Pillow image as png (exact), jpg, webp or gif under `path`, all or nothing, with a comment (not in
     webp).
     """
-    path = Path(path)
+    path = local(path)
     kind = _STILL.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"{path}: an image is written as {' '.join(_STILL)}, not '{path.suffix}'")

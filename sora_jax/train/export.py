@@ -30,6 +30,10 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     if not (workdir / "config.json").is_file():
         raise InputError(f"{workdir} is not a training workdir: it has no config.json")
     config = json.loads((workdir / "config.json").read_text())
+    beside = bool(config.get("frozen") or config.get("expert") or config.get("lora", {}).get("rank"))
+    for key in ("vae_model", "tokenizer", *("init",) * beside):
+        if (place := config.get(key)) and not find(place).exists():  # a pod's paths are not those of other machines
+            raise InputError(f"config.{key} is {place}, which is not here: write in {workdir}/config.json where it is")
     if config["task"] == "vae":
         model = Model({"vae": config["vae"]}, {})
         trained = {"vae": shapes_of(model)["vae"]}

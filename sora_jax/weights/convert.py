@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 from sora_jax.model import FORMAT, flat
 from sora_jax.weights import files, published, umt5, unigram, wan, wan_vae
 from sora_jax.weights.files import Tensor, Writer
@@ -50,7 +50,7 @@ def import_(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> dic
     A folder that holds a model already gets the parts that were found, beside or in place of its own.
     Raises InputError: nothing to import, an unknown checkpoint, names unmatched or unfilled, shapes that do not fit.
     """
-    sources, out = [Path(source) for source in sources], Path(out)
+    sources, out = [Path(source) for source in sources], local(out)
     parts: dict[str, Found] = {}
     for source in sources:
         if (source / "model.json").is_file():
@@ -208,7 +208,7 @@ def export(model: str | os.PathLike, out: str | os.PathLike, dialect: str = "dif
     Raises InputError when there is no model, `out` is not empty, or the model is not Wan's and has a noise shift for
     every size.
     """
-    folder, out = Path(model), Path(out)
+    folder, out = Path(model), local(out)
     if not (folder / "model.json").is_file():
         raise InputError(f"{model} is not a model folder: it has no model.json")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Array
 from safetensors import numpy as safetensors
 
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, local
 from sora_jax.weights import files, wan
 from sora_jax.weights.names import LAYOUTS, Place, places
 
@@ -287,7 +287,7 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike) -> list[str]:
     workdir = checkpoint.located(workdir)
     if not (workdir / "config.json").is_file():
         raise InputError(f"{workdir} is not a training workdir: it has no config.json")
-    if Path(out).suffix != ".safetensors":
+    if local(out).suffix != ".safetensors":
         raise InputError(f"{out} is no place for a LoRA: give a name that ends in .safetensors")
     config = json.loads((workdir / "config.json").read_text())
     rank = {"lora": {"rank": 0}, **config}["lora"]["rank"]
@@ -315,7 +315,7 @@ def write(
 
     Raises InputError for what has no key in PEFT: a difference that is not of a bias beside matrices.
     """
-    path, original = Path(path), dialect == "original"
+    path, original = local(path), dialect == "original"
     prefix = "diffusion_model." if original else "transformer_2." if low else "transformer."
     tensors, left = {}, set(added)
 
