@@ -81,8 +81,13 @@ def animate(args) -> None:
     """Bring a picture to life: it is the first frame, or stands where --at or --key say."""
     if args.key and args.image and not args.prompt and not Path(args.image).exists():
         args.image, args.prompt = None, args.image  # one word beside keys is the prompt, if it is no file
+    from sora_jax import prompting
+
     pictures = {second: read(path, still=True) for second, path in args.key}
     given = None if args.image is None else read(args.image, still=True)
+    if args.size:  # here, so that the contact sheet knows what was given
+        pictures = {second: prompting.letterboxed(picture, args.size) for second, picture in pictures.items()}
+        given = given and prompting.letterboxed(given, args.size)
     length = {"frames": args.frames, "seconds": args.seconds}
     sources = [video for video in (given, *pictures.values()) if video is not None]
     simple(args, lambda m, how: m.animate(given, args.prompt, at=args.at, keys=pictures, **length, **how), *sources)
@@ -268,6 +273,7 @@ def add(verb: Callable) -> None:
     p.add_argument("prompt", nargs="?", default="")
     p.add_argument("--at", type=float, default=0.0, metavar="SHARE", help="where it stands: 0 first, 1 last frame")
     p.add_argument("--key", type=flags.key, action="append", default=[], metavar="SECOND=IMAGE", help="more pictures")
+    p.add_argument("--size", type=flags.size, metavar="WxH", help="of the clip (default: the first picture's)")
     length(p, "default: as many as the model learned")
     common(p)
 

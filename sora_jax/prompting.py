@@ -36,14 +36,16 @@ def animate(
     *,
     at: float = 0.0,
     keys: Mapping[float, Video] | None = None,
+    size: tuple[int, int] | None = None,
     frames: int | None = None,
     seconds: float | None = None,
     **how,
 ) -> Video:
     """A picture comes to life: it is the frame at the share `at` of the clip (0 the first, 1 the last).
 
-    keys: more pictures, or all of them, by their time in seconds; those of another size are letterboxed into the
-    first's. A key holds the whole latent that it falls into. Raises InputError for no picture, or one outside the clip.
+    keys: more pictures, or all of them, by their time in seconds; those of another size than `size` (width, height; by
+    default the first's) are letterboxed into it. A key holds the whole latent that it falls into. Raises InputError for
+    no picture, or one outside the clip.
     """
     fps = model.sample["fps"]
     length = length_of(frames, seconds, fps, model.sample["frames"])
@@ -57,7 +59,8 @@ def animate(
     if not places:
         raise InputError("animate needs a picture: give one, or keys")
     first = next(iter(places.values()))
-    stills = {k: letterboxed(v, (first.width, first.height)).frames[0] for k, v in sorted(places.items())}
+    size = size or (first.width, first.height)
+    stills = {k: letterboxed(v, size).frames[0] for k, v in sorted(places.items())}
     order, time = np.array(sorted(stills)), model.grid[0]
     index = np.arange(length)
     cell = -(-index // time)  # of the codec: the first frame alone, then `time` frames each

@@ -27,6 +27,12 @@ HALF = Video(np.repeat(np.where(np.arange(21) < 9, 255, 0)[None, None, :, None],
 ORDER = {i: A.frames[i] for i in range(10)}
 VERBS = {
     "animate": (lambda m: m.animate(clip(1), "a", frames=9), 9, (21, 18), {0: clip(1).frames[0]}),
+    "animate larger": (
+        lambda m: m.animate(clip(1), "a", size=(40, 24), frames=9),
+        9,
+        (40, 24),
+        {0: prompting.letterboxed(clip(1), (40, 24)).frames[0]},
+    ),
     "animate at the end": (lambda m: m.animate(clip(1), "a", at=1.0, frames=8), 8, (21, 18), {7: clip(1).frames[0]}),
     "animate keys": (
         lambda m: m.animate(keys={0.0: A, 0.75: B}, frames=9),
@@ -254,6 +260,7 @@ def test_every_verb_through_the_command(model, tmp_path, capsys):  # noqa: F811
         "generate": (["a red circle", "--seconds", 3, "--size", "16x16"], (24, 16, 16)),  # in windows
         "animate": ([*at("a.png"), "a", "--key", f"0.5={tmp_path / 'b.mp4'}", "--frames", 9], (9, 21, 18)),
         "animate ": (["a red circle", "--key", f"0={tmp_path / 'a.png'}", "--frames", 5], (5, 21, 18)),  # a lone prompt
+        "animate  ": ([*at("a.png"), "--frames", 5, "--size", "32x16"], (5, 32, 16)),
         "extend": ([*at("a.mp4"), "--before", 0.25, "--after", 0.25], (14, 21, 18)),
         "loop": ([*at("a.mp4"), "--seconds", 0.5], (14, 21, 18)),
         "connect": ([*at("a.mp4", "b.mp4"), "--hard", "--seconds", 0.5], (21, 21, 18)),
