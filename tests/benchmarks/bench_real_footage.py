@@ -63,8 +63,8 @@ def run(work: Path, steps: int, model: str | None = None) -> dict:
     sources = real_footage.fetch(work / "sources")
     for part, wanted in (("train", False), ("held_out", True)):
         if not (work / part / "clips" / "report.json").exists():
-            chosen = [path for path in sources if (path.name in HELD_OUT) == wanted]
-            real_footage.pieces(chosen, work / part / "pieces")
+            part_of = [path for path in sources if (path.name in HELD_OUT) == wanted]
+            real_footage.pieces(part_of, work / part / "pieces")
             dataset.build(work / part / "pieces", work / part / "clips")
     where = work / "vae-model" if model is None else model
     if model is None:
