@@ -33,8 +33,8 @@ def test_the_very_step_compiles_for_chips_that_are_not_here():
     def sent(kind: str, dtype: str) -> float:
         return sum(c["bytes"] for c in facts["collectives"] if (c["kind"], c["dtype"]) == (kind, dtype))
 
-    weights = 512 * 2048 * 3 / 4
-    assert sent("all-gather", "f32") < weights * 4 / 10
+    # in float32 go noise levels, words and the maps at the ends, which compute in it; weights would be twice the other
+    assert sent("all-gather", "f32") < sent("all-gather", "bf16") / 10
     assert sent("all-to-all", "bf16") == pytest.approx(facts["bytes_least"]["heads"], rel=1e-3)
     assert 0 < facts["mfu_bound"]["serial"] < facts["mfu_bound"]["overlapped"] <= 1
 
