@@ -166,7 +166,7 @@ def rebuilt(vae: Model, sources: list[Path]) -> tuple[list[media.Video], list[st
     return [video for pair in pairs for video in pair], [name for pair in names for name in pair]
 
 
-def native_fill(clips: Path, epochs: int = 20) -> float:
+def native_fill(clips: Path, epochs: int = 200) -> float:
     """How full rows of 32,768 patches are with all clips at their native size, in any order."""
     held = dataset.open_clips(clips)
     sizes = [(1 + (row["frames"] - 1) // 4, row["height"] // 8, row["width"] // 8) for row in held]
