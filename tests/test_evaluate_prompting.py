@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from PIL import Image
 from test_model import model  # noqa: F401  (a random model with every part)
 
 from sora_jax.data import worlds
@@ -12,6 +13,7 @@ from sora_jax.evaluate import prompting
 def test_every_task_has_numbers_and_exact_things_are_exact(model, capsys, tmp_path):  # noqa: F811
     result = prompting.evaluate(model, cases=1, steps=2, out=tmp_path)
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1]) == result | {"cases": 1}
+    assert Image.open(tmp_path / "sheet.png").width > 1000
     assert result.keys() == prompting.TASKS.keys()
     assert all(np.isfinite(value) for row in result.values() for value in row.values())
     kept = json.loads((tmp_path / "result.json").read_text())

@@ -19,6 +19,7 @@ known pixel.
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,10 +28,11 @@ from sora_jax import prompting
 from sora_jax.data import worlds
 from sora_jax.data.oracle import Object, agrees, oracle
 from sora_jax.drafts import draft, spliced
+from sora_jax.errors import local
 from sora_jax.evaluate import results
 from sora_jax.evaluate.metrics import psnr
 from sora_jax.evaluate.results import Case, finite
-from sora_jax.media import Video
+from sora_jax.media import Video, contact_sheet
 
 FIRST = worlds.HELD_OUT + 10**6  # away from the seeds that `evaluate world` asks for
 SIZE, FRAMES, GIVEN = (64, 64), 17, 9
@@ -239,6 +241,24 @@ def drift(model, how: dict, cases: int = 4, seconds: float = 60.0, piece: float 
 # ------------------------------------------------------------------------------------------------ all of it
 
 
+def sheet(cases: dict[str, Case], path: Path) -> None:
+    """A case of each task: what was painted, given frames marked; above it what was given, if no frame of it stays."""
+    videos, captions, marks = [], [], []
+    for task in TASKS:
+        if task not in cases:
+            continue
+        clips = dict(cases[task].clips)
+        sources = [clips[name] for name in ("given", "a", "b") if name in clips]
+        held = {frame.tobytes() for source in sources for frame in source.frames}
+        painted = clips.get("painted") or next(video for name, video in clips.items() if name.startswith("seed"))
+        known = np.array([frame.tobytes() in held for frame in painted.frames])
+        if sources and not known.any():
+            videos, captions, marks = [*videos, sources[0]], [*captions, f"{task}: given"], [*marks, ~known]
+        prompt = "" if task in ("connect", "edit", "storyboard") else f": {cases[task].prompt}"  # theirs are others
+        videos, captions, marks = [*videos, painted], [*captions, task + prompt], [*marks, known]
+    contact_sheet(videos, captions, path, frames=10, cell=128, known=marks)
+
+
 def evaluate(
     model="tiny",
     *,
@@ -251,7 +271,8 @@ def evaluate(
 ) -> dict:
     """Every task on so many held-out cases; prints a table and a JSON line, and returns what it holds.
 
-    `minute`: the drift of a one-minute clip as well; `out`: a folder for the result and its page (`results.write`).
+    `minute`: the drift of a one-minute clip as well; `out`: a folder for the result and its page (`results.write`), and
+    a contact sheet of the first case of each task, sheet.png.
     Raises InputError as `load` does.
     """
     from tqdm import tqdm
@@ -280,4 +301,5 @@ def evaluate(
     print(json.dumps(result | {"cases": cases}))
     if out:
         print(results.write(out, "prompting", called, result, seen), file=sys.stderr)
+        sheet({case.group: case for case in reversed(seen)}, local(out).expanduser() / "sheet.png")
     return result
