@@ -158,7 +158,7 @@ def test_money_is_shown_before_anything():
         (["--topology", "v6e:4x4", "--slices", "0"], "--slices 0"),
         (["--topology", "v6e:4x4"], "--image, --bucket, the command after --"),
         (["--topology", "v6e:4x4", "--nodes", "--zone", "us-east5-b"], "--cluster, --project"),
-        (["--topology", "v6e:4x4", "--image", "i", "--bucket", "/tmp/x", "--", "true"], "gs://BUCKET"),
+        (["--topology", "v6e:4x4", "--image", "i", "--bucket", "/tmp/x", "--", "true"], "gs://my-bucket"),
         (["--topology", "v6e:4x4", "--image", "i", "--bucket", "gs://bucket", "--name", "A b", "--", "true"], "'A b'"),
     ],
 )
