@@ -10,7 +10,15 @@ from sora_jax.models.vae_stream import stream_decode, stream_encode
 
 SHAPES = {
     "tiny": dict(
-        width=4, multipliers=(1, 2, 2), blocks=1, time=(2, 2), space=(2, 1), patch=4, channels=3, linear_skip=True
+        width=4,
+        multipliers=(1, 2, 2),
+        blocks=1,
+        time=(2, 2),
+        space=(2, 1),
+        patch=4,
+        channels=3,
+        linear_skip=True,
+        mend=4,
     ),
     "wan 2.1": dict(width=4, multipliers=(1, 2, 2), blocks=1, time=(2, 2), space=(2, 2), patch=1, channels=3),
     "wan 2.2": dict(width=4, decoder_width=6, multipliers=(1, 2, 2), blocks=1, time=(2, 2), space=(2, 1), patch=2)

@@ -15,9 +15,9 @@ from sora_jax.pod import mesh as pod
 
 SHAPES = {
     "2.1": dict(width=4, multipliers=(1, 2), blocks=1, time=(2,), space=(2,), channels=3),
-    # Wan 2.2's, and the bundled model's linear skip beside it
+    # Wan 2.2's, with what the bundled model has beside it
     "2.2": dict(width=4, decoder_width=6, multipliers=(1, 1), blocks=1, time=(2,), space=(2,), patch=2, channels=3)
-    | dict(shortcuts=True, linear_skip=True),
+    | dict(shortcuts=True, linear_skip=True, mend=2),
 }
 
 

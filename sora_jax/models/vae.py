@@ -15,9 +15,15 @@ them on the way out.
 `linear_skip` adds a linear codec beside the network: each time x space x space block of pixels is projected to its
 latent and back. Set to the blocks' principal components (`principal_components`) and kept there, it lets training begin
 where a linear codec ends, instead of spending its first hour getting there; the convolutions learn what it cannot.
+
+`mend` adds a small network behind the decoder, in pixels: it hears how they differ from their surroundings, and is
+silent where a picture is flat, so that it learns edges, which a linear codec blurs, in minutes. It looks at the frames
+of one latent together and at none before, as tall and wide as MEND_REACH.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -28,6 +34,12 @@ from jaxtyping import Array, Float
 
 from sora_jax.models.layers import CausalConv3d, ChannelNorm, attend, conv3d, with_past
 from sora_jax.pod.mesh import shard_frames
+
+SURROUNDINGS = 5  # pixels a side of the square whose mean a pixel is compared with by `mend`
+MEND_SIDE, MEND_BLOCKS = 2, 2  # pixels a side of what it takes as one place; residual blocks
+MEND_REACH = SURROUNDINGS // 2 + MEND_SIDE * (2 * MEND_BLOCKS + 2)  # pixels around that it sees
+LATE = ("image_mend", "video_mend")  # as drawn they change nothing, so that a model trained without goes on with them
+CONTRAST = 4.0  # brings differences, a quarter of a picture's range at edges, near unit size
 
 
 class ResBlock(nn.Module):
@@ -152,6 +164,27 @@ class FrozenDense(nn.Module):
         return x @ jax.lax.stop_gradient(kernel) + jax.lax.stop_gradient(bias)
 
 
+class Mend(nn.Module):
+    """Adds to frames, `time` together, what their differences from their surroundings tell; begins at nothing."""
+
+    features: int
+    time: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w 3"]) -> Float[Array, "b f h w 3"]:
+        side, folded = SURROUNDINGS // 2, dict(p=self.time, q=MEND_SIDE, r=MEND_SIDE)
+        around = jnp.pad(x, ((0, 0), (0, 0), (side, side), (side, side), (0, 0)), "edge")
+        around = nn.avg_pool(around, (1, SURROUNDINGS, SURROUNDINGS), padding="VALID")
+        y = rearrange(CONTRAST * (x - around), "b (f p) (h q) (w r) c -> b f h w (p q r c)", **folded)
+        conv = partial(CausalConv3d, kernel=(1, 3, 3))
+        y = conv(self.features, name="conv_in")(y)
+        for i in range(MEND_BLOCKS):
+            z = conv(self.features, name=f"block{i}_1")(nn.silu(y))
+            y = y + conv(self.features, zero=True, name=f"block{i}_2")(nn.silu(z))
+        y = conv(3 * self.time * MEND_SIDE**2, zero=True, name="conv_out")(nn.silu(y))
+        return x + rearrange(y, "b f h w (p q r c) -> b (f p) (h q) (w r) c", **folded)
+
+
 class Encoder(nn.Module):
     """Pixels (patchified) -> twice the latent channels: mean and log-variance.
 
@@ -235,6 +268,7 @@ class VAE(nn.Module):
     decoder_width: the decoder's own; 0 is the encoder's.
     time, space: the factor (1 or 2) of each step between sizes; patch: pixels folded into channels before the first.
     shortcuts: linear paths around each size, and upsampling that keeps its channels instead of halving them.
+    mend: features of the network behind the decoder, 0 for none.
     """
 
     width: int = 96
@@ -248,6 +282,7 @@ class VAE(nn.Module):
     dtype: str = "float32"
     decoder_width: int = 0
     shortcuts: bool = False
+    mend: int = 0
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -262,8 +297,10 @@ class VAE(nn.Module):
         self.decoder = Decoder(width, *sizes, 3 * self.patch**2, self.dtype, self.linear_skip)
         self.latent_mean = self.param("latent_mean", nn.initializers.zeros, (self.channels,))
         self.latent_std = self.param("latent_std", nn.initializers.ones, (self.channels,))
+        time, side, _ = self.grid
+        if self.mend:
+            self.image_mend, self.video_mend = Mend(self.mend, 1), Mend(self.mend, time)
         if self.linear_skip:
-            time, side, _ = self.grid
             self.image_in = FrozenDense(self.channels, name="image_in")
             self.video_in = FrozenDense(self.channels, name="video_in")
             self.image_out = FrozenDense(3 * side**2, name="image_out")
@@ -328,6 +365,10 @@ class VAE(nn.Module):
             parts = [join_blocks(self.image_out(image), self.grid, 1)] if first else []
             parts += [join_blocks(self.video_out(rest), self.grid, self.grid[0])] if rest.shape[1] else []
             video = video + jnp.concatenate(parts, 1)
+        if self.mend:
+            parts = [self.image_mend(video[:, :1])] if first else []
+            rest = video[:, len(parts) :]
+            video = jnp.concatenate(parts + ([self.video_mend(rest)] if rest.shape[1] else []), 1)
         return video
 
 

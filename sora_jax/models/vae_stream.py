@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from sora_jax.models.vae import VAE
+from sora_jax.models.vae import MEND_REACH, VAE
 from sora_jax.pod import mesh as pod
 
 
@@ -97,6 +97,8 @@ def reach(vae: VAE) -> tuple[int, int]:
         out += 2 * (vae.blocks + 1)
         if i > 0 and vae.space[-i] == 2:
             out = -(-(out + 1) // 2)
+    if vae.mend:
+        out += -(-MEND_REACH // vae.grid[1])
     return -(-into // scale), out
 
 

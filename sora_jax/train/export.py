@@ -30,7 +30,8 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     if not (workdir / "config.json").is_file():
         raise InputError(f"{workdir} is not a training workdir: it has no config.json")
     config = json.loads((workdir / "config.json").read_text())
-    beside = bool(config.get("frozen") or config.get("expert") or config.get("lora", {}).get("rank"))
+    stands = config.get("frozen") or config.get("expert") or config.get("lora", {}).get("rank")
+    beside = bool(stands) and config["task"] == "dit"  # of a VAE all is in the checkpoint
     for key in ("vae_model", "tokenizer", *("init",) * beside):
         if (place := config.get(key)) and not find(place).exists():  # a pod's paths are not those of other machines
             raise InputError(f"config.{key} is {place}, which is not here: write in {workdir}/config.json where it is")
@@ -69,7 +70,7 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
         model.config |= {"dit_low": model.config["dit"], "sample": whole.config["sample"]}
         mine, other = ("dit_low", "dit") if begun["expert"] == "low" else ("dit", "dit_low")
         model.params |= {mine: model.params["dit"], other: whole.params[other]}
-    if config["task"] == "vae":
+    if config["task"] == "vae" and not config.get("frozen"):  # whose latents stay what they are
         model.params["vae"] |= latent_statistics(model, config)
     model.save(out, dtype)
     return model

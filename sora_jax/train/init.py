@@ -5,15 +5,16 @@ import jax.numpy as jnp
 
 from sora_jax.errors import InputError
 from sora_jax.model import load
-from sora_jax.models.dit import LATE
+from sora_jax.models import dit, vae
 from sora_jax.train.log import say
 
+LATE = {*dit.LATE, *vae.LATE}
 FOLDER = ("vae", "text", "dit", "captioner", "expander")  # the parts of a model folder that are trained
 
 
 def begun(name: str, params: dict, expert: str = "") -> dict:
     """{"params", "ema"}: the weights of the model folder, of `params`' shapes and on their devices. As drawn stay a
-    LoRA and what the folder's DiT was trained without, where that adds nothing at first (models/dit.py: LATE).
+    LoRA and what the folder's DiT or VAE was trained without, where that adds nothing at first (their LATE).
     expert: "high" or "low", where it holds two transformers, the one that is trained.
 
     Raises InputError where the folder is no model, or one of other shapes.
@@ -38,8 +39,9 @@ def taken(name: str, like: dict, expert: str = "") -> dict:
         path = jax.tree_util.keystr(path, simple=True, separator=".")
         if hasattr(given.get(path), "qvalue"):
             raise InputError(f"config.init = {name} is a model in 8 bits, to paint with: train the one it was made of")
-        if path not in given and isinstance(x, jax.Array) and set(path.split(".")) & set(LATE):
-            late.add(path.rpartition(".")[0])
+        names = path.split(".")
+        if path not in given and isinstance(x, jax.Array) and LATE & set(names[:2]):
+            late.add(".".join(names[:2]))
             return x
         if path not in given or given[path].shape != x.shape:
             has = f"is {list(given[path].shape)} there" if path in given else "is not there"

