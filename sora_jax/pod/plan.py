@@ -93,7 +93,7 @@ def plan(
 
 def estimate(facts: dict, chip, shape, mesh, text: str, work: Mapping[str, float], tokens: float | None) -> dict:
     """The facts of a compiled step and all that follows from its program's text."""
-    compute, collectives, unknown = hlo.read(text, mesh.size)
+    compute, collectives, unknown = hlo.read(text, [device.id for device in mesh.devices.flat])
     kernels = (work["attention"] + work["attention backward"]) / mesh.size
     has_kernels = any(each.kind == "kernel" for each in compute)
     seconds = roofline.times(chip, shape, mesh, compute, collectives, kernels if has_kernels else 0.0)
