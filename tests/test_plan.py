@@ -408,6 +408,17 @@ def test_help_imports_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_search_says_with_what_flags_its_rows_are_planned():
+    mesh = {"data": 1, "fsdp": 2, "context": 4, "ring": 1, "tensor": 1}
+    facts = {"mesh": mesh, "keep": "nothing", "total": 2**30, "usable": 2**31, "recompute": 1.3}
+    facts |= {"mfu_bound": {"serial": 0.5}, "tokens_per_second": {"serial": 1e4}}
+    told = table.found([{**facts, "row": 1024}, {**facts, "row": 65536, "recompute": 1.1}]).splitlines()
+    assert "65,536" in told[0] and "1.00 of 2.00 GiB" in told[0] and "1,024" in told[2]
+    args = cli.parsed(["plan", "--config", "c.py", "--topology", "v5p:2x2x2", *told[1].split()])
+    assert (args.row, args.settings) == (65536, ["dit.keep=nothing"])
+    assert args.mesh == ",".join(f"{name}={n}" for name, n in mesh.items())
+
+
 def command(capsys, *words: str) -> str:
     assert cli.main(["plan", *words]) == 2
     return capsys.readouterr().err

@@ -200,8 +200,9 @@ def longest(config, topology: str, mesh: Mapping[str, int], keep: str, row: int,
     while row >= 1024 and not (best and shrinking):
         facts = tried(config, topology, mesh, keep, row, options)
         if facts and facts["fits"]:
-            best = {"mesh": mesh, "keep": keep, "row": row, "total": facts["memory"]["total"],
-                    "recompute": facts["flops"]["recompute"], "mfu_bound": facts["mfu_bound"]}  # fmt: skip
+            best = {"mesh": mesh, "keep": keep, "row": row, "recompute": facts["flops"]["recompute"]}
+            best |= {name: facts["memory"][name] for name in ("total", "usable")}
+            best |= {name: facts[name] for name in ("mfu_bound", "tokens_per_second")}
         elif best:
             break
         else:
