@@ -20,6 +20,8 @@ plan() { # plan NAME FLAG...
 wan=(--config configs/dit.py:wan-14b --tokens 1e12)
 plan v5p-131k "${wan[@]}" --topology v5p:8x8x8 --mesh fsdp=64,context=8 --row 131072 --rows 64
 plan v6e-131k "${wan[@]}" --topology v6e:16x16 --mesh fsdp=32,context=8 --row 131072 --rows 32 --config.dit.keep=nothing
+plan v6e-4-slices-131k "${wan[@]}" --topology v6e:16x16 --slices 4 --mesh data=4,fsdp=32,context=8 --row 131072 \
+    --rows 128 --config.dit.keep=nothing
 plan tpu7x-131k "${wan[@]}" --topology tpu7x:4x4x8 --mesh fsdp=32,context=8 --row 131072 --rows 32
 plan v5p-4-slices-131k "${wan[@]}" --topology v5p:8x8x8 --slices 4 --mesh data=4,fsdp=64,context=8 --row 131072 --rows 256
 plan v5p-1m "${wan[@]}" --topology v5p:8x8x8 --mesh fsdp=8,context=64,ring=8 --row 1048576 --rows 8

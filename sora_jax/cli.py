@@ -203,7 +203,8 @@ def parser() -> argparse.ArgumentParser:
         help="frames of vae-decode (default 1920x1080)",
     )
     p.add_argument("--tokens", type=float, metavar="N", help="train on so many: days, chip-hours and list price")
-    p.add_argument("--search", action="store_true", help="the longest row that fits, over meshes and what remat keeps")
+    rows = "the longest row that fits, --row doubled or halved, over meshes and what remat keeps"
+    p.add_argument("--search", action="store_true", help=rows)
     p.add_argument("--json", action="store_true", help="print JSON")
     p.add_argument("--picture", metavar="FILE.png", help="and draw memory and time as bars")
     p.epilog = "Any value of the config can be set here: --config.dit.keep=nothing"

@@ -111,7 +111,7 @@ def program() -> tuple[list, list, list]:
 
     shapes = (jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=whole),)
     shapes += (jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=cut),)
-    return hlo.read(jax.jit(step, out_shardings=whole).lower(*shapes).compile().as_text(), mesh.size)
+    return hlo.read(jax.jit(step, out_shardings=whole).lower(*shapes).compile().as_text(), range(mesh.size))
 
 
 def test_a_loop_counts_as_often_as_it_runs():
@@ -129,7 +129,7 @@ def test_ulysses_sends_q_k_v_and_the_result_once():
     q = jax.ShapeDtypeStruct((b, s, n, k), jnp.float32, sharding=NamedSharding(mesh, P(pod.ROWS, pod.PATCHES)))
     seg = jax.ShapeDtypeStruct((b, s), jnp.int32, sharding=NamedSharding(mesh, P(pod.ROWS, pod.PATCHES)))
     text = jax.jit(pod.on(mesh, attend), out_shardings=q.sharding).lower(q, q, q, seg, seg).compile().as_text()
-    found = [each for each in hlo.read(text, mesh.size)[1] if each.kind == "all-to-all"]
+    found = [each for each in hlo.read(text, range(mesh.size))[1] if each.kind == "all-to-all"]
     assert sum(each.times * each.sent for each in found) == 4 * (b / 2 * s / 4 * n * k * 4) * 3 / 4
     assert {hlo.axes_of(each.group, dict(mesh.shape)) for each in found} == {("ulysses",)}
 
@@ -180,7 +180,7 @@ ENTRY %main (a: f32[10,8,64], b: bf16[64,32]) -> bf16[8,32] {
 
 def test_bytes_passes_and_slices_of_a_text():
     text = "\n".join(line for line in LINES.splitlines() if "%d =" not in line)
-    compute, _, _ = hlo.read(text, 1)
+    compute, _, _ = hlo.read(text, range(1))
     a_slice, product = compute
     assert a_slice.bytes == 2 * 8 * 64 * 4  # and not the ten of it
     assert product.flops == 2 * 8 * 64 * 32 and product.work == 6 * product.flops
@@ -202,7 +202,7 @@ ENTRY %main (a: bf16[64,16]) -> bf16[16,16] {
 
 
 def test_a_tpus_reduce_scatter_is_one():
-    (found,) = hlo.read(SCATTER, 4)[1]
+    (found,) = hlo.read(SCATTER, range(4))[1]
     assert (found.kind, found.sent) == ("reduce-scatter", 64 * 16 * 2 * 3 / 4)
 
 
@@ -221,7 +221,7 @@ ENTRY %main (a: bf16[64,16]) -> bf16[64,16] {
 
 def test_what_sparse_cores_send_counts():
     """On a v7 TPU they are called to gather weights, which without them would seem to come from nowhere."""
-    (found,) = hlo.read(SPARSE, 4)[1]
+    (found,) = hlo.read(SPARSE, range(4))[1]
     assert (found.kind, found.sent) == ("all-reduce", 2 * 64 * 16 * 2 * 3 / 4)
 
 
@@ -237,20 +237,33 @@ ENTRY %main (a: bf16[64,16]) -> bf16[64,16] {
 """
 
 
-@pytest.mark.parametrize(("kind", "sent"), [("ALL_REDUCE", 2 * 64 * 16 * 2 * 3 / 4), ("ALL_GATHER", 64 * 16 * 2 * 3)])
-def test_what_slices_send_each_other_counts(kind, sent):
-    text = SLICES.replace("KIND", f'{hlo.MEGASCALE}="{kind}"').replace("TO", '_xla_megascale_target="{1,2,3,4}x{0:1}"')
-    _, (found,), _ = hlo.read(text, 8)
-    assert (found.kind, found.sent, found.group) == (kind.lower().replace("_", "-"), sent, (0, 2, 4, 6))
+# four slices of two devices, which the mesh takes the other way round
+IDS = [100_001, 100_000, 200_001, 200_000, 300_001, 300_000, 400_001, 400_000]
+ALL, PAIRS = '"{1,2,3,4}x{0:1}"', "{{100000,300000},{100001,300001},{200000,400000},{200001,400001}}"
+FOURS = "{{100000,200000,300000,400000},{100001,200001,300001,400001}}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "sent", "group"),
+    [
+        ("ALL_REDUCE", ALL, 2 * 64 * 16 * 2 * 3 / 4, (1, 3, 5, 7)),
+        ("ALL_GATHER", ALL, 64 * 16 * 2 * 3, (1, 3, 5, 7)),
+        ("REDUCE_SCATTER", ALL, 64 * 16 * 2 * 3 / 4, (1, 3, 5, 7)),
+        ("ALL_TO_ALL", FOURS, 64 * 16 * 2 * 3 / 4, (1, 3, 5, 7)),
+        ("ALL_REDUCE", PAIRS, 2 * 64 * 16 * 2 / 2, (1, 5)),
+        ("ALL_GATHER", PAIRS, 64 * 16 * 2, (1, 5)),
+        ("ONE_TO_ONE", "{{200000->100001},{300001->100000},{400000->300001}}", 64 * 16 * 2, (3, 0)),
+        ("ONE_TO_ONE", "{{100001->200000},{200000->100001}}", 64 * 16 * 2, (0, 3)),  # slices 3 and 4 send nothing
+    ],
+)
+def test_what_slices_send_each_other_counts(kind, to, sent, group):
+    """In whatever form a compiler names who takes part: all slices, groups of devices, or pairs."""
+    text = SLICES.replace("TO", f"_xla_megascale_target={to}").replace("KIND", f'{hlo.MEGASCALE}="{kind}"')
+    _, (found,), _ = hlo.read(text, IDS)
+    kind = "collective-permute" if kind == "ONE_TO_ONE" else kind.lower().replace("_", "-")
+    assert (found.kind, found.sent, found.group) == (kind, sent, group)
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(slice_index=i // 2) for i in range(8)]))
     assert roofline.split(mesh, found) == (0.0, sent)
-
-
-def test_a_permutation_from_slice_to_slice_counts():
-    to = "_xla_megascale_target={{200000->100001},{300001->100000},{400000->300001}}"
-    text = SLICES.replace("TO", to).replace("KIND", f'{hlo.MEGASCALE}="ONE_TO_ONE"')
-    _, (found,), _ = hlo.read(text, 8)
-    assert (found.kind, found.sent, found.group) == ("collective-permute", 64 * 16 * 2, (2, 1))
 
 
 def test_a_batch_of_products_written_as_a_convolution_counts_once():
@@ -269,6 +282,7 @@ def test_a_batch_of_products_written_as_a_convolution_counts_once():
 class Device(NamedTuple):
     coords: tuple[int, ...]
     slice_index: int = 0
+    id: int = 0
 
 
 class Mesh(NamedTuple):
@@ -392,6 +406,17 @@ def test_help_imports_no_jax():
     code = "import sys; from sora_jax import cli\ntry: cli.main(['plan', '--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_search_says_with_what_flags_its_rows_are_planned():
+    mesh = {"data": 1, "fsdp": 2, "context": 4, "ring": 1, "tensor": 1}
+    facts = {"mesh": mesh, "keep": "nothing", "total": 2**30, "usable": 2**31, "recompute": 1.3}
+    facts |= {"mfu_bound": {"serial": 0.5}, "tokens_per_second": {"serial": 1e4}}
+    told = table.found([{**facts, "row": 1024}, {**facts, "row": 65536, "recompute": 1.1}]).splitlines()
+    assert "65,536" in told[0] and "1.00 of 2.00 GiB" in told[0] and "1,024" in told[2]
+    args = cli.parsed(["plan", "--config", "c.py", "--topology", "v5p:2x2x2", *told[1].split()])
+    assert (args.row, args.settings) == (65536, ["dit.keep=nothing"])
+    assert args.mesh == ",".join(f"{name}={n}" for name, n in mesh.items())
 
 
 def command(capsys, *words: str) -> str:

@@ -1,8 +1,13 @@
 """The planner with libtpu's compiler: what it says of steps for chips that are not here. Minutes, where libtpu is."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from sora_jax.pod import plan
+from sora_jax.pod import chips, hlo, plan, roofline
 from sora_jax.train import configs
 
 pytestmark = pytest.mark.slow
@@ -51,3 +56,28 @@ def test_a_chunk_of_video_is_decoded_in_columns():
     settings = ["vae.width=16", "mesh.fsdp=4"]
     facts = plan.plan(configs.read("configs/vae.py:wan", settings), "v5p:2x2x1", task="vae-decode", size=(640, 384))
     assert facts["fits"] and facts["tokens_per_second"]["serial"] > 0
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_what_crosses_slices_is_read_from_what_compilers_write(topology):
+    """Four slices in two pairs: sums, gathers and swaps within a pair and over all, on devices in another order."""
+    chip, shape = chips.topology(topology)
+    at = np.array(sorted(plan.devices(chip, shape, 4), key=lambda d: (d.slice_index, -d.id)))
+    mesh = Mesh(at.reshape(2, 2, -1), ("far", "near", "within"))
+    share = 64 * 64 * 256 * 4 / mesh.shape["within"]  # bytes of a device that holds all but what it shares within
+
+    def sent(function, given: P, wanted: P) -> tuple[float, tuple[str, ...]]:
+        given, wanted = NamedSharding(mesh, given), NamedSharding(mesh, wanted)
+        x = jax.ShapeDtypeStruct((64, 64, 256), jnp.float32, sharding=given)
+        text = jax.jit(function, out_shardings=wanted).lower(x).compile().as_text()
+        (found,) = hlo.read(text, [device.id for device in at])[1]
+        ici, dcn = roofline.split(mesh, found)
+        assert ici == 0
+        return dcn, hlo.axes_of(found.group, dict(mesh.shape))
+
+    for axes in (("near",), ("far",), ("far", "near")):
+        k = 2 ** len(axes)
+        summed = sent(lambda x: x.sum(0), P(axes, "within"), P("within"))
+        assert summed == (2 * share / 64 * (k - 1) / k, axes)
+        assert sent(lambda x: x, P(axes, "within"), P(None, "within")) == (share * (k - 1) / k, axes)
+        assert sent(lambda x: x, P(axes, None, "within"), P(None, axes, "within")) == (share / k * (k - 1) / k, axes)

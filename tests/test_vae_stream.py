@@ -122,7 +122,7 @@ def test_devices_send_nothing_larger_than_the_keys_and_values_of_the_attention(n
         arguments = jax.eval_shape(lambda first, begin=begin: begin(xs=(first,)), x[:, :1])[1], (x,)
         cache, xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows), arguments)
         compiled = vae_stream.piece.lower(vae, params, cache, xs, False, method, mesh).compile()
-        _, collectives, _ = hlo.read(compiled.as_text(), 8)
+        _, collectives, _ = hlo.read(compiled.as_text(), range(8))
         keys = 2 * z[..., 0].size * 4 * max(vae.width, vae.decoder_width) * max(vae.multipliers)  # and values, in bytes
         assert all(each.size <= keys for each in collectives), max(collectives, key=lambda each: each.size)
         assert any(each.kind == "collective-permute" for each in collectives), "rows are exchanged"

@@ -70,8 +70,12 @@ class Collective(NamedTuple):
     sent: float
 
 
-def read(text: str, devices: int) -> tuple[list[Compute], list[Collective], list[str]]:
-    """(compute, collectives, loops whose length is not known and count once) of one device's program."""
+def read(text: str, ids: Sequence[int]) -> tuple[list[Compute], list[Collective], list[str]]:
+    """(compute, collectives, loops whose length is not known and count once) of one device's program.
+
+    ids: of the mesh's devices, in its order, in which groups count them; only what crosses slices calls them by id.
+    """
+    devices, at = len(ids), {n: i for i, n in enumerate(ids)}
     program, entry = parse(text)
     compute, collectives, unknown = [], [], []
 
@@ -93,7 +97,7 @@ def read(text: str, devices: int) -> tuple[list[Compute], list[Collective], list
                 collectives.append(collective(each, kind, table, times, devices))
             elif each.opcode in ("send", "recv") and MEGASCALE in each.rest:
                 if each.opcode == "send":  # what is received is what others send
-                    collectives.append(among_slices(each, table, times, devices))
+                    collectives.append(among_slices(each, table, times, at))
             elif each.opcode not in FREE and not each.opcode.endswith("-done"):
                 inner = program.get(called(each.rest, "calls") or "", []) if each.opcode == "fusion" else []
                 if any(part.opcode.removesuffix("-start") in COLLECTIVES for part in inner):
@@ -335,22 +339,24 @@ def collective(each: Instruction, kind: str, table: Mapping, times: int, devices
     return Collective(each.name, kind, times, dtype, bytes_, members, sent)
 
 
-def among_slices(each: Instruction, table: Mapping, times: int, devices: int) -> Collective:
-    """A collective of one device of every slice, or a permutation: hosts carry it, and the program sends it to them.
+def among_slices(each: Instruction, table: Mapping, times: int, at: Mapping[int, int]) -> Collective:
+    """A collective of devices of several slices, or a permutation: hosts carry it, and the program sends it to them.
 
-    The target of the first, {1,2,3,4}x{0:511}, are the slices and the devices of each; of the second pairs
-    {100016->200000}, slice 1's device 16 to slice 2's device 0.
+    Its target is all slices and the devices of each that take part, "{1,2,3,4}x{0:511}"; or the groups of devices, by
+    id, {{100000,300000},{200000,400000}}; or a permutation's pairs {{100016->200000}}, slice 1's device 16 to slice 2's
+    device 0. at: where in the mesh the device of an id is.
     """
     kind = re.search(rf'{MEGASCALE}="(\w+)"', each.rest)[1].lower().replace("_", "-")
+    target = re.search(r'_xla_megascale_target=("[^"]*"|\{\{.*?\}\})', each.rest)[1]
+    if found := re.match(r'"\{([\d,]+)\}x\{(\d+)', target):
+        members = [int(n) * SLICE + int(found[2]) for n in found[1].split(",")]
+    else:
+        members = max((re.findall(r"\d+", group) for group in target.split("},{")), key=len)
+    group = tuple(at[int(n)] for n in members)
     types = table[each.operands[0]].types
     bytes_ = size(types)
     if kind == "one-to-one":
-        pairs = re.findall(r"\{(\d+)->(\d+)\}", each.rest)
-        count = max(int(n) // SLICE for pair in pairs for n in pair)
-        group = tuple((n // SLICE - 1) * (devices // count) + n % SLICE for n in map(int, pairs[0]))
         return Collective(each.name, "collective-permute", times, types[0][0], bytes_, group, bytes_)
-    slices = [int(n) for n in re.search(r'_xla_megascale_target="\{([\d,]+)\}', each.rest)[1].split(",")]
-    group = tuple((n - min(slices)) * (devices // len(slices)) for n in slices)
     bytes_ *= len(group) if kind == "all-gather" else 1
     sent = bytes_ * (len(group) - 1) / len(group) * (2 if kind == "all-reduce" else 1)
     return Collective(each.name, kind, times, types[0][0], bytes_, group, sent)

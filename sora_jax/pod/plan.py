@@ -93,7 +93,7 @@ def plan(
 
 def estimate(facts: dict, chip, shape, mesh, text: str, work: Mapping[str, float], tokens: float | None) -> dict:
     """The facts of a compiled step and all that follows from its program's text."""
-    compute, collectives, unknown = hlo.read(text, mesh.size)
+    compute, collectives, unknown = hlo.read(text, [device.id for device in mesh.devices.flat])
     kernels = (work["attention"] + work["attention backward"]) / mesh.size
     has_kernels = any(each.kind == "kernel" for each in compute)
     seconds = roofline.times(chip, shape, mesh, compute, collectives, kernels if has_kernels else 0.0)
@@ -200,8 +200,9 @@ def longest(config, topology: str, mesh: Mapping[str, int], keep: str, row: int,
     while row >= 1024 and not (best and shrinking):
         facts = tried(config, topology, mesh, keep, row, options)
         if facts and facts["fits"]:
-            best = {"mesh": mesh, "keep": keep, "row": row, "total": facts["memory"]["total"],
-                    "recompute": facts["flops"]["recompute"], "mfu_bound": facts["mfu_bound"]}  # fmt: skip
+            best = {"mesh": mesh, "keep": keep, "row": row, "recompute": facts["flops"]["recompute"]}
+            best |= {name: facts["memory"][name] for name in ("total", "usable")}
+            best |= {name: facts[name] for name in ("mfu_bound", "tokens_per_second")}
         elif best:
             break
         else:

@@ -101,14 +101,17 @@ def parts(memory: dict) -> dict[str, float]:
 
 
 def found(rows: list[dict]) -> str:
-    """A search's results as lines, the longest row first."""
+    """A search's results as lines, the longest row first, each with the flags that plan it."""
     if not rows:
         return "nothing fits: take more chips, a wider context, or shorter rows"
     lines = []
     for row in sorted(rows, key=lambda row: (-row["row"], row["recompute"])):
-        mesh = ", ".join(f"{name}={n}" for name, n in row["mesh"].items() if n > 1)
-        bound = f"  MFU {row['mfu_bound']['serial']:.1%}" if row["mfu_bound"] else ""
-        lines += [f"row {row['row']:>9,}  {row['total'] / GIB:6.2f} GiB  keep {row['keep']:<10} {mesh}{bound}"]
+        mesh = ",".join(f"{name}={n}" for name, n in row["mesh"].items())
+        bound = f"MFU {row['mfu_bound']['serial']:.1%}, " if row["mfu_bound"] else ""
+        memory = f"{row['total'] / GIB:6.2f} of {row['usable'] / GIB:.2f} GiB"
+        speed = f"{bound}{row['tokens_per_second']['serial']:,.0f} tokens/s one after the other"
+        lines += [f"row {row['row']:>9,}  {memory}  {speed}"]
+        lines += [f"  --mesh {mesh} --row {row['row']} --config.dit.keep={row['keep']}"]
     return "\n".join(lines)
 
 
