@@ -95,11 +95,12 @@ def gradients(mesh):
 
 
 MESHES = [
-    sizes(data=2, fsdp=2, tensor=2),
-    sizes(fsdp=2, context=4, ring=2),
+    sizes(fsdp=2, context=2, ring=2, tensor=2),
     *(
         pytest.param(mesh, marks=pytest.mark.slow)
         for mesh in (
+            sizes(data=2, fsdp=2, tensor=2),
+            sizes(fsdp=2, context=4, ring=2),
             sizes(fsdp=8),
             sizes(fsdp=4, context=2),
             sizes(context=8, ring=8),
