@@ -44,7 +44,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     c.vae.linear_skip = True
     c.vae.dtype = "float32"
 
-    c.loss = ConfigDict({"l1": 1.0, "l2": 0.0, "kl": 1e-4, "lpips": 0.0, "lpips_frames": 1, "noise": 0.0})
+    c.loss = ConfigDict({"l1": 1.0, "l2": 0.0, "kl": 1e-4, "lpips": 0.0, "lpips_frames": 1, "repaint": 0.0})
 
     c.data = ConfigDict()
     c.data.source = "world"  # or the folder of a dataset made by `sora-jax data build`
@@ -66,15 +66,15 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.steps = 100
         c.picture_every = 100
     elif variant == "mend":
-        c.init = "runs/vae-model"
+        c.init = "runs/model"
         c.frozen = ("encoder", "decoder")
-        c.steps = 4000
+        c.steps = 2000
         c.save_every = 250
         c.eval_every = 250
         c.picture_every = 1000
         c.vae.mend = 48
         # with l1 nothing but flat ground is learned: it is most of a picture, and right already
-        c.loss.update(l1=0.0, l2=10.0, kl=0.0, noise=0.3)
+        c.loss.update(l1=0.0, l2=10.0, kl=0.0, repaint=0.65)
         c.data.crops = ((8, 17, 64, 64), (8, 1, 64, 64))
         c.opt.update(lr=7e-4, warmup=100, schedule="cosine")
     elif variant == "smoke":

@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 run=${1:-runs/speedrun}
 variant=${VARIANT:-speedrun} clips=${CLIPS:-2000} held_out=${HELD_OUT:-64} # smaller ones for a test of this script
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # large pages: a quarter less time a step on a CPU
 mkdir -p "$run"
 trap 'exit 130' INT # training answers Ctrl-C by saving and ending well: then nothing more is to be begun
 began=$SECONDS

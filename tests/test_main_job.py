@@ -56,6 +56,7 @@ def test_the_recipe_of_the_bundled_model(environment, tmp_path):
         "--config.steps=2 --config.dit.depth=1 --config.dit.unroll=1 --config.picture_every=0 --config.save_every=2"
     )
     env = {**environment, "VAE": "smoke", "SHARE": "10000", "SMALLER": smaller}
+    env["MEND"] = "--config.vae.width=8 --config.steps=2 --config.picture_every=0"
     run(["bash", "launch/tiny.sh", str(tmp_path / "run")], env)
     begun = [
         json.loads((tmp_path / "run" / f"{name}-dit" / "config.json").read_text())["init"]

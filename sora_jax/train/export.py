@@ -23,20 +23,22 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
     writes it alone).
 
     A VAE's workdir gives a folder with the VAE alone, its latents' mean and standard deviation measured on the clips it
-    was trained on; a DiT's takes VAE and tokenizer from where its config says they are. Raises InputError when the
-    workdir has no checkpoint or one that its config does not fit.
+    was trained on; or, where its encoder was frozen, the model it began with, with this VAE in the place of its own. A
+    DiT's takes VAE and tokenizer from where its config says they are. Raises InputError when the workdir has no
+    checkpoint or one that its config does not fit.
     """
     workdir = checkpoint.located(workdir)
     if not (workdir / "config.json").is_file():
         raise InputError(f"{workdir} is not a training workdir: it has no config.json")
     config = json.loads((workdir / "config.json").read_text())
     stands = config.get("frozen") or config.get("expert") or config.get("lora", {}).get("rank")
-    beside = bool(stands) and config["task"] == "dit"  # of a VAE all is in the checkpoint
+    beside = bool(stands)
     for key in ("vae_model", "tokenizer", *("init",) * beside):
         if (place := config.get(key)) and not find(place).exists():  # a pod's paths are not those of other machines
             raise InputError(f"config.{key} is {place}, which is not here: write in {workdir}/config.json where it is")
     if config["task"] == "vae":
-        model = Model({"vae": config["vae"]}, {})
+        base = load(config["init"]) if stands else Model({}, {})  # latents stay, and all that was trained on them
+        model = Model(base.config | {"vae": config["vae"]}, base.params, base.tokenizer)
         trained = {"vae": shapes_of(model)["vae"]}
     elif config["task"] in ("captioner", "expander"):
         names = ("captioner", "describe") if config["task"] == "captioner" else ("expander", "expand")
@@ -70,7 +72,7 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "flo
         model.config |= {"dit_low": model.config["dit"], "sample": whole.config["sample"]}
         mine, other = ("dit_low", "dit") if begun["expert"] == "low" else ("dit", "dit_low")
         model.params |= {mine: model.params["dit"], other: whole.params[other]}
-    if config["task"] == "vae" and not config.get("frozen"):  # whose latents stay what they are
+    if config["task"] == "vae" and not stands:
         model.params["vae"] |= latent_statistics(model, config)
     model.save(out, dtype)
     return model

