@@ -4,8 +4,10 @@
 
 Variants:
     tiny      the bundled model's: 4x8x8, 48 channels, 2.9M parameters, on the embedded world; 5 minutes on 2 cores.
-    mend      what the tiny one's decoder blurs, mended by a network of 0.3M behind it; latents stay what they are:
-                  sora-jax train --config configs/vae.py:mend --workdir runs/mend --config.init=runs/vae-model
+    mend      what the tiny one's decoder blurs and its transformer paints amiss, mended by a network of 0.2M parameters
+              behind the decoder; half an hour. Latents, and the transformer, stay what they are:
+                  sora-jax train --config configs/vae.py:mend --workdir runs/mend --config.init=runs/tiny/tiny-model
+                  sora-jax export runs/mend --out runs/mended
     speedrun  the same as tiny for `make train`: 2 minutes.
     smoke     20 steps in about a minute, a checkpoint every 5: does everything run, does a killed run resume?
     wan       the shape of Wan 2.1's VAE (arXiv:2503.20314), for real footage on accelerators: 4x8x8, 16 channels.
@@ -68,7 +70,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     elif variant == "mend":
         c.init = "runs/model"
         c.frozen = ("encoder", "decoder")
-        c.steps = 2000
+        c.steps = 1200
         c.save_every = 250
         c.eval_every = 250
         c.picture_every = 1000
