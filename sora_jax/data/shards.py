@@ -28,6 +28,7 @@ from pathlib import Path
 
 from sora_jax.errors import InputError, local
 
+LOG = 30  # seconds between lines of progress in a log file
 LOCAL = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
@@ -275,8 +276,9 @@ def _progress(out: Path, sizes: dict[str, int], name: str) -> Iterator[None]:
         bar.n = int(now) if now == int(now) else now
         bar.update(0)
 
-    pause = 0.1 if sys.stderr.isatty() else 30  # seconds between lines of a log file
-    bar = tqdm(total=sum(sizes.values()), initial=done(), unit=" clips", desc=name, mininterval=pause)
+    pause = 0.1 if sys.stderr.isatty() else LOG
+    # miniters: else tqdm waits for as large a leap as it saw before, and falls silent in the midst of a long film
+    bar = tqdm(total=sum(sizes.values()), initial=done(), unit=" clips", desc=name, mininterval=pause, miniters=0)
     stop, watcher = threading.Event(), threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
