@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -130,6 +132,12 @@ def test_a_log_hears_of_slow_progress_after_a_leap(tmp_path, monkeypatch, capsys
             time.sleep(0.7)
     said = capsys.readouterr().err
     assert all(f" {now}/100" in said for now in (50, 51, 52)), said
+
+
+def test_nobody_is_warned_of_what_he_does_not_use():
+    code = "from sora_jax.data import shards; shards._run([1], print, 'DirectRunner', ())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1" and "WARNING" not in done.stderr
 
 
 def test_another_dataset_is_not_overwritten(footage, built, tmp_path):

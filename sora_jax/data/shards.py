@@ -119,6 +119,7 @@ def _run(todo: list, work: Callable, runner: str, beam: Sequence[str]):
         for element in todo:
             work(element)
         return
+    logging.disable(logging.WARNING)  # Beam warns whoever imports it that Google's clients are not there
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -128,6 +129,8 @@ def _run(todo: list, work: Callable, runner: str, beam: Sequence[str]):
         for element in todo:
             work(element)
         return
+    finally:
+        logging.disable(logging.NOTSET)
     # Beam's own "DirectRunner" first looks for a Go program on the network; this is the one it then falls back to.
     local = runner == "DirectRunner"
     if local:
