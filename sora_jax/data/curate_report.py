@@ -39,7 +39,8 @@ p{margin:4px 0 12px}.pale,figcaption span{color:var(--pale)}table{border-collaps
 td,th{padding:3px 18px 3px 0;text-align:left;border-bottom:1px solid var(--line)}td.n{text-align:right}
 .grid,.charts{display:flex;flex-wrap:wrap;gap:16px}
 figure{margin:0;width:402px;font-size:12px;overflow-wrap:anywhere}
-figcaption{padding:3px 0}figure img{max-width:100%;max-height:96px;display:block;border-radius:3px;background:var(--line)}
+figcaption{padding:3px 0}
+figure img{max-width:100%;max-height:96px;display:block;border-radius:3px;background:var(--line)}
 .charts div{width:386px}b.kept{color:#3a9b78}b.lost{color:#cf6f4a}
 """
 
