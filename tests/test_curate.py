@@ -154,10 +154,11 @@ def test_build_reads_what_was_kept(curated, footage, tmp_path):
     assert set(dataset.captions_of(curated[0])) == {"three shots of a small world"}
 
 
-def test_build_resamples_what_was_kept(curated, tmp_path):
+def test_build_resamples_what_was_kept(curated, footage, tmp_path):
     dataset.build(curated[0], tmp_path / "clips", fps=6.0)
     rows = {row["name"]: row for row in dataset.open_clips(tmp_path / "clips")}
     assert rows["film.mp4#t=1.500,3.000"]["frames"] == 9 and rows["film.mp4#t=1.500,3.000"]["fps"] == 6
+    assert rows["photo.png"]["frames"] == 1 and rows["photo.png"]["media"] == (footage / "photo.png").read_bytes()
 
 
 def test_thresholds_are_tried_without_reading_footage_again(curated, footage, tmp_path):

@@ -30,10 +30,12 @@ def spread(count: int, most: int) -> Int[np.ndarray, "n"]:
 
 
 def glance(row: dict, most: int, max_pixels: int = 0) -> media.Video:
-    """Of a clip of a dataset only what `seen` needs of it: an hour of it takes no more memory than a second."""
+    """Of a clip of a dataset only what `seen` needs of it: an hour of it takes no more memory than a second. Its rate
+    is that of what is left, from the first frame to the last."""
     wanted = set(spread(row["frames"], most).tolist())
     frames = [x for n, x in enumerate(media.frames(row["media"], name=row["name"])) if n in wanted]
-    return fit(media.Video(np.stack(frames), row["fps"]), (1, 1, 1), max_pixels or None)
+    fps = row["fps"] * max(len(frames) - 1, 1) / max(row["frames"] - 1, 1)
+    return fit(media.Video(np.stack(frames), fps), (1, 1, 1), max_pixels or None)
 
 
 def seen(video: media.Video, most: int, max_pixels: int) -> Float[np.ndarray, "f h w 3"]:

@@ -28,7 +28,7 @@ from sora_jax.errors import InputError, local
 FRAMES, SIDE = 8, 512  # of a clip that an endpoint is shown, and pixels of their longer side
 GIVE_UP = 8  # failures in a row after which the endpoint is taken to be gone
 TELLS = 2  # how often a clip is told anew when the answer is no caption
-BATCH = 64  # clips that a captioner of ours tells at a time
+BATCH = 24  # clips that a captioner of ours tells at a time: what a kill loses, minutes of footage
 
 INSTRUCTION = """You caption video for training a text-to-video model. The user shows frames of one clip, in order, \
 each with its time. Answer with one JSON object and nothing else:

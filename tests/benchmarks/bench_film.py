@@ -43,7 +43,7 @@ from sora_jax.model import load  # noqa: E402
 
 SMALL = ("--max-pixels", 192 * 108, "--max-frames", 17)
 PORT = 8461  # always the same: a captioning that goes on asks whom it asked before
-ROW = {"row": 4096, "text_row": 1024, "segments": 64, "text_tokens": 96, "open_rows": 8, "lookahead": 0, "rows": 1}
+ROW = {"row": 8192, "text_row": 1024, "segments": 64, "text_tokens": 96, "open_rows": 8, "lookahead": 0, "rows": 1}
 SHOWN, DRAWN = 9, 16
 COLOURS = {
     "black": (15, 15, 15), "grey": (125, 125, 125), "white": (240, 240, 240), "red": (170, 40, 40),
@@ -91,7 +91,7 @@ def run(source: Path, work: Path, captioner: str, rows: int) -> str:
         "clips": f"{len(clips)} of {span((c['frames'], c['height'], c['width']) for c in clips)} pixels",
         "told": f"{told['told']} told by {captioner}, {told['failed']} failed",
         "asked": f"{asked['told']} told by a server that knows colours, {asked['failed']} failed",
-        "latents": f"{made['records']} of {span(sizes)}, {len(set(sizes))} sizes, {len(made['skipped'])} skipped",
+        "latents": f"{made['records']} of {span(sizes)}, {len(set(sizes))} sizes, {made['skipped']} skipped",
         "rows": packed,
     }
     spent = spendings(work)
@@ -165,8 +165,8 @@ def sheet(clips, others, path: Path) -> None:
     chosen = footage.spread(len(clips), SHOWN)
     looks = [footage.glance(clips[int(i)], 6, 320 * 180) for i in chosen]
     said = [
-        f"{clips[int(i)]['name']}   came with: {clips[int(i)]['caption'] or 'nothing'}   told: "
-        f"{clips[int(i)]['captions'][-1]}   by colours: {others[int(i)]['captions'][-1]}"
+        f"{clips[int(i)]['name']} | came with: {clips[int(i)]['caption'] or 'nothing'} | told: "
+        f"{clips[int(i)]['captions'][-1]} | by colours: {others[int(i)]['captions'][-1]}"
         for i in chosen
     ]
     media.contact_sheet(looks, said, path, frames=6, cell=240)
