@@ -44,7 +44,7 @@ from sora_jax.model import load  # noqa: E402
 SMALL = ("--max-pixels", 192 * 108, "--max-frames", 17)
 PORT = 8461  # always the same: a captioning that goes on asks whom it asked before
 ROW = {"row": 8192, "text_row": 1024, "segments": 64, "text_tokens": 96, "open_rows": 8, "lookahead": 0, "rows": 1}
-SHOWN, DRAWN = 9, 16
+SHOWN, DRAWN = 9, 8
 COLOURS = {
     "black": (15, 15, 15), "grey": (125, 125, 125), "white": (240, 240, 240), "red": (170, 40, 40),
     "orange": (190, 120, 50), "yellow": (200, 190, 80), "green": (80, 130, 50), "blue": (80, 120, 190),
