@@ -26,8 +26,8 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def serve(answer: Callable[[dict, int], Answer]) -> Iterator[Server]:
-    """`answer(body, n)` says what the n-th request gets."""
+def serve(answer: Callable[[dict, int], Answer], port: int = 0) -> Iterator[Server]:
+    """`answer(body, n)` says what the n-th request gets; port 0: any that is free."""
     lock, requests, times, keys = threading.Lock(), [], [], []
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,7 +64,7 @@ def serve(answer: Callable[[dict, int], Answer]) -> Iterator[Server]:
         def log_message(self, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield Server(f"http://127.0.0.1:{server.server_port}/v1", requests, times, keys)

@@ -1,6 +1,7 @@
 """Laws of the captioner: packed == alone, causal by gradient, cached decoding == a full pass, captions read back."""
 
 import json
+import tracemalloc
 from functools import partial
 
 import jax
@@ -13,7 +14,7 @@ from sora_jax.data import footage, packing, worlds
 from sora_jax.data.recaption import by_captioner
 from sora_jax.errors import InputError
 from sora_jax.evaluate import captions as judge
-from sora_jax.media import Video, encode
+from sora_jax.media import Video, decode, encode
 from sora_jax.model import Model, captioner_shapes, find, flat, load, unflat
 from sora_jax.models.captioner import KINDS, tell
 from sora_jax.models.text import EOS, Tokenizer
@@ -182,7 +183,8 @@ def test_a_saved_captioner_is_read_back(model, tmp_path):
     model.save(tmp_path / "captioner")
     clips = [Video(worlds.render(worlds.sample(1, size=(16, 16), frames=5)), 8.0)]
     assert describe(load(tmp_path / "captioner"), clips) == describe(model, clips)
-    rows = iter([(7, {"media": encode(clips[0]), "name": "a"}), (8, {"media": b"no clip", "name": "b"})])
+    row = {"media": encode(clips[0]), "name": "a", "frames": 5, "fps": 8.0}
+    rows = iter([(7, row), (8, row | {"media": b"no clip", "name": "b"})])
     (bad, error), (good, told) = by_captioner(str(tmp_path / "captioner"), 0, rows)
     assert (bad, good) == (8, 7) and isinstance(error, InputError)
     assert told.source == f"captioner:{tmp_path / 'captioner'}" and 0 <= told.confidence <= 1
@@ -220,6 +222,19 @@ def test_frames_are_thinned_evenly_from_the_first_to_the_last():
     long, short = (worlds.sample(3, size=(64, 64), frames=f, motion="left", count=1, way=None) for f in (33, 9))
     assert np.ptp(worlds.positions(long)[0, ::4, 0]) == pytest.approx(np.ptp(worlds.positions(long)[0, :, 0]))
     assert len(worlds.positions(short)[0]) == 9
+
+
+def test_a_long_clip_is_looked_at_without_all_of_it_in_memory():
+    rng = np.random.default_rng(0)
+    video = Video(np.cumsum(rng.integers(0, 2, (150, 1, 160, 1)), 0).repeat(120, 1).repeat(3, 3).astype(np.uint8), 24.0)
+    row = {"media": encode(video), "name": "a", "frames": 150, "fps": 24.0}
+    whole = decode(row["media"])
+    tracemalloc.start()
+    glanced = footage.glance(row, 9, 64 * 48)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < whole.frames.nbytes / 4
+    np.testing.assert_array_equal(footage.seen(glanced, 9, 64 * 48), footage.seen(whole, 9, 64 * 48))
 
 
 # Captions are read back

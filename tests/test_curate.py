@@ -154,10 +154,11 @@ def test_build_reads_what_was_kept(curated, footage, tmp_path):
     assert set(dataset.captions_of(curated[0])) == {"three shots of a small world"}
 
 
-def test_build_resamples_what_was_kept(curated, tmp_path):
+def test_build_resamples_what_was_kept(curated, footage, tmp_path):
     dataset.build(curated[0], tmp_path / "clips", fps=6.0)
     rows = {row["name"]: row for row in dataset.open_clips(tmp_path / "clips")}
     assert rows["film.mp4#t=1.500,3.000"]["frames"] == 9 and rows["film.mp4#t=1.500,3.000"]["fps"] == 6
+    assert rows["photo.png"]["frames"] == 1 and rows["photo.png"]["media"] == (footage / "photo.png").read_bytes()
 
 
 def test_thresholds_are_tried_without_reading_footage_again(curated, footage, tmp_path):
@@ -176,7 +177,9 @@ def test_thresholds_are_tried_without_reading_footage_again(curated, footage, tm
 
 def test_the_page_stands_alone(curated):
     page = (curated[0] / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == len(curate.open_shots(curated[0]))
+    twins = curated[1]["dropped"]["duplicate"]  # beside each the one that stays
+    assert page.count("data:image/jpeg;base64,") == len(curate.open_shots(curated[0])) + twins
+    assert page.count("this one stays") == twins == 2
     assert "http" not in page and "src=" in page and "<script" not in page
     assert "Dropped: duplicate" in page and "damaged.mp4" in page and "three shots of a small world" in page
     row = curate.open_shots(curated[0])[0] | {"file": "<b>&.mp4"}
@@ -275,15 +278,21 @@ def test_a_hash_survives_size_and_light_but_not_another_picture():
     assert far(big, np.uint8(big * 0.8 + 20)) <= 4 and far(big, other) > 16
 
 
-def test_text_is_read_where_there_is_some():
+def test_text_is_read_where_there_is_some(tmp_path):
     if not scores.can_read():
         pytest.skip("RapidOCR is not installed")
     import cv2
 
-    picture = np.repeat(cloud()[..., None] // 2, 3, -1)
-    assert scores.text(picture) == 0
+    plain = np.repeat(cloud()[..., None] // 2, 3, -1)
+    picture = plain.copy()
+    assert scores.text(plain) == 0
     cv2.putText(picture, "WATERMARK 2026", (20, 160), cv2.FONT_HERSHEY_SIMPLEX, 1, (255, 255, 255), 2)
     assert 3 < scores.text(picture) < 25
+    clip = np.repeat(plain[None], 36, 0)
+    clip[-9:] = picture  # a title that comes late
+    media.Video(clip, FPS).save(tmp_path / "title.mp4")
+    (row,) = shots.records(tmp_path / "title.mp4", "title.mp4", [], config("scan.text=true").scan.to_dict())
+    assert row["text"] > 2
 
 
 # ------------------------------------------------------------------------------------------------ kills and mistakes

@@ -4,13 +4,16 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sora_jax import media
-from sora_jax.data import captions, dataset, sources, worlds
+from sora_jax.data import captions, dataset, shards, sources, worlds
 from sora_jax.errors import InputError
 from tests.datasets import kill_when, moving, shards_of, start
 
@@ -119,6 +122,22 @@ def test_a_full_disk_loses_nothing(footage, tmp_path):
     assert kept
     assert dataset.build(tmp_path, out, shard_size=1)["records"] == 3
     assert kept.items() <= shards_of(out).items()
+
+
+def test_a_log_hears_of_slow_progress_after_a_leap(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "LOG", 0.0)
+    with shards._progress(tmp_path, {"one": 100}, "clips"):
+        for now in (50, 51, 52):
+            monkeypatch.setitem(shards._under_way, "one", now)
+            time.sleep(0.7)
+    said = capsys.readouterr().err
+    assert all(f" {now}/100" in said for now in (50, 51, 52)), said
+
+
+def test_nobody_is_warned_of_what_he_does_not_use():
+    code = "from sora_jax.data import shards; shards._run([1], print, 'DirectRunner', ())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1" and "WARNING" not in done.stderr
 
 
 def test_another_dataset_is_not_overwritten(footage, built, tmp_path):

@@ -1,6 +1,7 @@
 """Datasets of latents: each clip at its own size, in the order of its dataset, whatever is killed."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,21 @@ def test_training_says_at_once_what_no_row_can_hold(small_clips, model, tmp_path
     told = ["data.path=world", f"data.held_out={tmp_path / 'z'}", "dit.channels=3", "data.row=7"]
     with pytest.raises(InputError, match=r"z holds a clip of 2x2x2 latents .* 8 patches do not fit into a row of 7"):
         tasks.make(configs.read("configs/dit.py:smoke", told)).batches(None, 0, 1)
+
+
+def test_large_footage_is_never_in_memory_at_its_own_size(tmp_path):
+    (tmp_path / "clips").mkdir()
+    video = moving(60, 240, 320)
+    video.save(tmp_path / "clips" / "a.mp4")
+    dataset.build(tmp_path / "clips", tmp_path / "out")
+    held = dataset.open_clips(tmp_path / "out")
+    whole = media.decode(held[0]["media"])
+    tracemalloc.start()
+    small, *_ = dataset._from_clips(held, None, None, 64 * 48, True, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < whole.frames.nbytes / 3 and small.fps == whole.fps
+    np.testing.assert_array_equal(small.frames, fitting.fit(fitting.middle(whole), (1, 1, 1), 64 * 48).frames)
 
 
 def test_only_larger_frames_shrink():

@@ -260,7 +260,7 @@ def test_crops_of_files_come_from_clips_that_are_large_enough():
     rng = np.random.default_rng(0)
     videos = [rng.integers(0, 256, (1, *size, 3), np.uint8) for size in ((40, 30), (8, 8), (32, 20), (15, 90))]
     files = [
-        {"media": media.encode(media.Video(v, 1)), "frames": 1, "height": v.shape[1], "width": v.shape[2]}
+        {"media": media.encode(media.Video(v, 1)), "frames": 1, "fps": 1, "height": v.shape[1], "width": v.shape[2]}
         for v in videos
     ]
     config = SimpleNamespace(source=files, crops=((6, 1, 24, 16),))
@@ -285,10 +285,25 @@ def test_crops_of_files_come_from_clips_that_are_large_enough():
         pipeline.clips(SimpleNamespace(source="world", crops=CROPS), seed=0, hosts=4)
 
 
+def test_a_crop_of_a_long_clip_is_that_of_the_whole():
+    """Beyond a key frame, at a rate that no float holds; of the clip no more is held than the crop."""
+    rng = np.random.default_rng(0)
+    frames = np.cumsum(rng.integers(-9, 10, (300, 4, 6, 1)), 0).repeat(8, 1).repeat(8, 2).repeat(3, 3) % 256
+    video = media.Video(frames.astype(np.uint8), 30000 / 1001)
+    record = {"media": media.encode(video), "frames": 300, "fps": np.float32(video.fps), "height": 32, "width": 48}
+    whole = media.decode(record["media"]).frames
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        f, y, x = (int(draw.integers(0, n)) for n in (292, 17, 25))
+        found = pipeline.crop(record, (9, 16, 24), np.random.default_rng(seed))
+        np.testing.assert_array_equal(found, whole[f : f + 9, y : y + 16, x : x + 24])
+
+
 def test_damaged_clips_leave_their_place_to_others():
     """One whose bytes are cut, and one that has fewer frames than it says: known only when they are read."""
     videos = [np.full((2, 20, 20, 3), grey, np.uint8) for grey in (40, 120, 200)]
-    files = [{"media": media.encode(media.Video(v, 8)), "frames": 2, "height": 20, "width": 20} for v in videos]
+    facts = {"frames": 2, "fps": 8, "height": 20, "width": 20}
+    files = [facts | {"media": media.encode(media.Video(v, 8))} for v in videos]
     files[0]["media"] = files[0]["media"][:200]
     files[2]["media"] = media.encode(media.Video(videos[2][:1], 8))
     (batch, _) = next(pipeline.clips(SimpleNamespace(source=files, crops=((9, 2, 16, 16),)), seed=0))

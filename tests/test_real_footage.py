@@ -11,9 +11,11 @@ import pytest
 import real_footage
 
 from sora_jax import cli, media
+from sora_jax.data import worlds
 from sora_jax.evaluate.metrics import psnr
 
 BENCHMARK = Path(__file__).parent / "benchmarks" / "bench_real_footage.py"
+FILM = BENCHMARK.with_name("bench_film.py")
 
 
 @pytest.mark.slow
@@ -90,3 +92,23 @@ def test_every_verb_on_a_real_clip(tmp_path, capsys):
         if verb == "edit":
             assert psnr(made[:, :, width // 2 + 16 :], a[:, :, width // 2 + 16 :]) > 33
             assert psnr(made[:, :, : width // 2], a[:, :, : width // 2]) < 30, "nothing was edited"
+
+
+@pytest.mark.slow
+def test_a_folder_of_footage_becomes_packed_rows(tmp_path):
+    """`bench_film.py` on three shots instead of a film; run again it does nothing twice."""
+    footage = tmp_path / "footage"
+    footage.mkdir()
+    takes = [worlds.render(worlds.sample(seed, size=(192, 144), frames=17)) for seed in (2, 3, 4)]
+    media.Video(np.concatenate(takes), 8.0).save(footage / "film.mp4")
+    work, pages = tmp_path / "work", []
+    command = [sys.executable, str(FILM), str(footage), "--workdir", str(work), "--rows", "2"]
+    for _ in range(2):
+        done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        pages.append(done.stdout)
+    kept = len((work / "curated" / "clips.jsonl").read_text().splitlines())
+    assert pages[0] == pages[1] and f"of 3 shots {kept} kept" in pages[0] and kept >= 2
+    assert f"{kept} told by tiny, 0 failed" in pages[0]
+    assert len((work / "asked" / "answers" / "0-of-1.jsonl").read_text().splitlines()) == kept
+    assert all(media.probe(work / name)["kind"] == "image" for name in ("rows.png", "told.jpg"))

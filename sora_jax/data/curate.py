@@ -86,7 +86,7 @@ def verdict(out, keep: dict) -> dict:
     good.sort(key=lambda n: (-rows[n]["crop"][2] * rows[n]["crop"][3], -rows[n]["frames"], n))  # the best one stays
     some = [(rows[n]["hashes"], rows[n]["colours"], (rows[n]["file"], rows[n]["shot"])) for n in good]
     for clip, other in duplicates.drop(some, keep["bits"], keep["levels"], keep["share"]).items():
-        why[good[clip]].append(f"duplicate of {name(rows[good[other]])}")
+        why[good[clip]].append(f"duplicate of {shots.name(rows[good[other]])}")
     lines = [_line(row) for row in rows]
     kept = [line for line, said in zip(lines, why) if not said]
     lost = [line | {"reasons": said} for line, said in zip(lines, why) if said]
@@ -126,14 +126,6 @@ def open_shots(path) -> shards.Records:
     """The shots at `path` by index: file, captions (list), kind, times in frames, crop [x, y, width, height], scores,
     hashes uint64 [k], colours uint8 [k 8 8 3], strip (JPEG bytes). Raises InputError when it holds no finished scan."""
     return shards.Records(path, "shots", _read)
-
-
-def name(row: dict) -> str:
-    """A clip's name: its file, and where it is not all of it the seconds, as a W3C media fragment."""
-    if row["frames"] == row["total"]:
-        return row["file"]
-    start, end = row["first"] / row["fps"], (row["first"] + row["frames"]) / row["fps"]
-    return f"{row['file']}#t={start:.3f},{end:.3f}"
 
 
 # ------------------------------------------------------------------------------------------------ in and out
@@ -186,7 +178,7 @@ def _read(values: dict) -> dict:
 def _line(row: dict) -> dict:
     """A line of clips.jsonl; its captions have the form of a sidecar's (`captions.texts`)."""
     facts = {key: row[key] for key in ("file", "first", "frames", "total")}
-    facts |= {"name": name(row), "fps": round(row["fps"], 4), "start": round(row["first"] / row["fps"], 3)}
+    facts |= {"name": shots.name(row), "fps": round(row["fps"], 4), "start": round(row["first"] / row["fps"], 3)}
     facts |= {"seconds": round(row["frames"] / row["fps"], 3), "crop": row["crop"]}
     facts |= {"size": [row["width"], row["height"]], "captions": row["captions"], "shot": row["shot"]}
     seen = {key: None if math.isnan(row[key]) else round(row[key], 3) for key in scores.NAMES}

@@ -10,8 +10,11 @@ from collections import Counter
 
 import numpy as np
 
+from sora_jax.data import scores, shots
+
 KEPT, DROPPED = 120, 24  # strips shown at most: of what was kept, and for each reason
 BINS, WIDE, HIGH = 40, 320, 96  # a histogram's bins and pixels
+SEEN = 2  # pixels of a bar, at least: one shot among hundreds is seen
 GREEN, RED, GREY = "#3a9b78", "#cf6f4a", "#888"
 LEAST = ("seconds", "side", "change")  # a shot is dropped below these thresholds, and above the others
 UNITS = {
@@ -35,8 +38,9 @@ h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:36px 0 8px;border-top:
 p{margin:4px 0 12px}.pale,figcaption span{color:var(--pale)}table{border-collapse:collapse}
 td,th{padding:3px 18px 3px 0;text-align:left;border-bottom:1px solid var(--line)}td.n{text-align:right}
 .grid,.charts{display:flex;flex-wrap:wrap;gap:16px}
-figure{margin:0;width:285px;font-size:12px;overflow-wrap:anywhere}
-figure img{width:100%;display:block;border-radius:3px;background:var(--line)}
+figure{margin:0;width:402px;font-size:12px;overflow-wrap:anywhere}
+figcaption{padding:3px 0}
+figure img{max-width:100%;max-height:96px;display:block;border-radius:3px;background:var(--line)}
 .charts div{width:386px}b.kept{color:#3a9b78}b.lost{color:#cf6f4a}
 """
 
@@ -45,6 +49,7 @@ def page(rows: list[dict], why: list[list[str]], keep: dict, skipped: list[dict]
     """The page. rows: shots as `curate.open_shots` gives them; why: the reasons against each, [] for those kept; keep:
     the thresholds; skipped: {"file", "reason"} of files that could not be read."""
     good = [row for row, said in zip(rows, why) if not said]
+    named = {shots.name(row): row for row in rows}
     groups: dict[str, list[tuple[dict, list[str]]]] = {}
     for row, said in zip(rows, why):
         if said:
@@ -55,11 +60,12 @@ def page(rows: list[dict], why: list[list[str]], keep: dict, skipped: list[dict]
         f"{f'; {len(skipped):,} more could not be read' if skipped else ''}</p>",
         _table(groups, why),
         "<h2>Scores and thresholds</h2><p class=pale>Each bar: shots with such a score, <b class=kept>kept</b> below, "
-        "<b class=lost>dropped</b> for any reason on top. Dashed: the threshold. Black shots are left out.</p>",
+        "<b class=lost>dropped</b> for any reason on top; how many the highest stands for is at its left. Dashed: the "
+        "threshold. Black shots are left out.</p>",
         f"<div class=charts>{''.join(_chart(key, rows, why, keep) for key in UNITS)}</div>",
-        f"<h2>Kept <span class=pale>{len(good):,}</span></h2>{_grid([(row, []) for row in good], KEPT)}",
+        f"<h2>Kept <span class=pale>{len(good):,}</span></h2>{_grid([(row, []) for row in good], KEPT, named)}",
         *(
-            f"<h2>Dropped: {_safe(reason)} <span class=pale>{len(some):,}</span></h2>{_grid(some, DROPPED)}"
+            f"<h2>Dropped: {_safe(reason)} <span class=pale>{len(some):,}</span></h2>{_grid(some, DROPPED, named)}"
             for reason, some in sorted(groups.items(), key=lambda group: -len(group[1]))
         ),
     ]
@@ -98,28 +104,38 @@ def _table(groups: dict, why: list[list[str]]) -> str:
         f"{_time([row for row, _ in some])}"
         for reason, some in sorted(groups.items(), key=lambda group: -len(group[1]))
     ]
-    head = "<tr><th>dropped for<th>shots<th>against in all<th>time"
+    head = "<tr><th>dropped for<th>shots<th>shots with this fault<th>time"
     return f"<table>{head}{''.join(rows)}</table>" if rows else "<p>Nothing was dropped.</p>"
 
 
-def _grid(some: list[tuple[dict, list[str]]], most: int) -> str:
+def _grid(some: list[tuple[dict, list[str]]], most: int, named: dict[str, dict]) -> str:
     chosen = [some[n] for n in np.linspace(0, len(some) - 1, min(most, len(some))).round().astype(int)]
     more = f"<p class=pale>{most} of them, evenly spread; all are in the .jsonl files.</p>" if len(some) > most else ""
-    return f"{more}<div class=grid>{''.join(_figure(row, said) for row, said in chosen)}</div>"
+    return f"{more}<div class=grid>{''.join(_figure(row, said, named) for row, said in chosen)}</div>"
 
 
-def _figure(row: dict, said: list[str]) -> str:
-    picture = base64.b64encode(row["strip"]).decode()
+def _strip(row: dict) -> str:
+    return f'<img loading=lazy alt="" src="data:image/jpeg;base64,{base64.b64encode(row["strip"]).decode()}">'
+
+
+def _when(row: dict) -> str:
     start, seconds = row["first"] / row["fps"], row["frames"] / row["fps"]
-    when = f"{int(start // 60)}:{start % 60:05.2f} + {seconds:.2f} s, " if row["kind"] == "video" else ""
+    return f"{int(start // 60)}:{start % 60:05.2f} + {seconds:.2f} s, " if row["kind"] == "video" else ""
+
+
+def _figure(row: dict, said: list[str], named: dict[str, dict]) -> str:
+    """A shot's strip and what is known of it; under a duplicate the one that stays."""
     crop = "" if row["crop"][2:] == [row["width"], row["height"]] else f" of {row['width']}x{row['height']}"
-    seen = " ".join(f"{key} {row[key]:.3g}" for key in ("motion", "shake", "change", "blur", "dark", "bright", "text")
-                    if not math.isnan(row[key]))  # fmt: skip
+    seen = " ".join(f"{key}&nbsp;{round(float(row[key]), 2):g}" for key in scores.NAMES if not math.isnan(row[key]))
     against = f"<br><b>{_safe(', '.join(said))}</b>" if said else ""
     text = f"<br>{_safe(row['captions'][0])}" if row["captions"] else ""
+    stays = "".join(
+        f"{_strip(named[other])}<figcaption><span>{_when(named[other])}this one stays</span></figcaption>"
+        for other in (reason.removeprefix("duplicate of ") for reason in said if reason.startswith("duplicate of "))
+    )
     return (
-        f'<figure><img loading=lazy alt="" src="data:image/jpeg;base64,{picture}"><figcaption>{_safe(row["file"])} '
-        f"<span>{when}{row['crop'][2]}x{row['crop'][3]}{crop}<br>{seen}</span>{against}{text}</figcaption></figure>"
+        f"<figure>{_strip(row)}<figcaption>{_safe(row['file'])} <span>{_when(row)}{row['crop'][2]}x{row['crop'][3]}"
+        f"{crop}<br>{seen}</span>{against}{text}</figcaption>{stays}</figure>"
     )
 
 
@@ -136,7 +152,8 @@ def _chart(key: str, rows: list[dict], why: list[list[str]], keep: dict) -> str:
     kept, lost = np.bincount(bins[good], minlength=BINS), np.bincount(bins[~good], minlength=BINS)
     tall, step = max(1, int((kept + lost).max())), WIDE / BINS
     bars = []
-    for n, (a, b) in enumerate(zip(kept * HIGH / tall, lost * HIGH / tall)):
+    for n, pair in enumerate(zip(kept, lost)):
+        a, b = (max(SEEN, count * (HIGH - 2 * SEEN) / tall) if count else 0.0 for count in pair)
         for height, under, colour in ((a, 0.0, GREEN), (b, a, RED)):
             if height:
                 box = f'x="{n * step:.1f}" y="{HIGH - under - height:.1f}" width="{step - 1:.1f}" height="{height:.1f}"'
@@ -145,9 +162,10 @@ def _chart(key: str, rows: list[dict], why: list[list[str]], keep: dict) -> str:
         x = f"{limit / top * WIDE:.1f}"
         bars.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{HIGH}" stroke="{GREY}" stroke-dasharray="3 3"/>')
     font = f'y="{HIGH + 13}" font-size="11" fill="{GREY}"'
-    ends = f'<text x="0" {font}>0</text><text x="{WIDE}" {font} text-anchor="end">{top:.3g}+</text>'
+    most = f'<text x="-4" y="8" font-size="11" fill="{GREY}" text-anchor="end">{tall:,}</text>'
+    ends = f'{most}<text x="0" {font}>0</text><text x="{WIDE}" {font} text-anchor="end">{top:.3g}+</text>'
     side = "at least" if key in LEAST else "at most"
     return (
         f"<div><b>{key}</b> <span class=pale>{UNITS[key]}; {side} {limit:g}</span>"
-        f'<svg viewBox="0 -4 {WIDE} {HIGH + 20}" width="100%">{"".join(bars)}{ends}</svg></div>'
+        f'<svg viewBox="-32 -4 {WIDE + 32} {HIGH + 20}" width="100%">{"".join(bars)}{ends}</svg></div>'
     )

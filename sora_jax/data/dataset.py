@@ -11,6 +11,7 @@ run on any Apache Beam runner: `beam=["project=p", "region=r"]` are that runner'
 
 import functools
 import hashlib
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -125,7 +126,7 @@ def latents(
     else:
         held = open_clips(dataset)
         start, clips = 0, min(len(held), clips or len(held))
-        load = functools.partial(_from_clips, held, max_frames, fps)
+        load = functools.partial(_from_clips, held, max_frames, fps, max_pixels, square)
         content = shards.digest([(held.path / name).read_text() for name in ("build.json", "report.json")])
         made_from = {"source": str(held.path), "content": content}
     made_from |= {"clips": clips, "model": _fingerprint(vae)}
@@ -279,10 +280,14 @@ def _fingerprint(model: "Model") -> str:
 
 
 def _from_clips(
-    held: shards.Records, max_frames: int | None, fps: float | None, index: int
+    held: shards.Records, max_frames: int | None, fps: float | None, max_pixels: int | None, square: bool, index: int
 ) -> tuple[media.Video, list[str], str, str]:
     row = held[index]
-    return media.decode(row["media"], fps, max_frames, name=row["name"]), row["captions"], row["caption"], row["name"]
+    stream = itertools.islice(media.frames(row["media"], fps, name=row["name"]), max_frames)
+    # Each shrinks before the next is decoded: of large footage many times the memory that what is left of it takes.
+    each = (media.Video(frame[None]) for frame in stream)
+    small = [fit(middle(one) if square else one, (1, 1, 1), max_pixels).frames for one in each]
+    return media.Video(np.concatenate(small), fps or row["fps"]), row["captions"], row["caption"], row["name"]
 
 
 def _encoded(

@@ -159,8 +159,8 @@ def clips(
         for other in chain([index], others):
             record = source[other]
             if record["frames"] >= f and record["height"] >= h and record["width"] >= w:
-                with suppress(InputError, ValueError):  # damaged, or shorter than it says: known only once it is read
-                    return crop(media.decode(record["media"]).frames, (f, h, w), generator(seed, position))
+                with suppress(InputError):  # damaged, or shorter than it says: known only once it is read
+                    return crop(record, (f, h, w), generator(seed, position))
         raise InputError(
             f"none of the {n} clips is as large as the crop {f}x{h}x{w} (frames x height x width) and whole"
         )
@@ -178,10 +178,18 @@ def clips(
     return batches()
 
 
-def crop(video: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """A random box of `size` (frames, height, width) out of a video [f h w 3]."""
-    at = [int(rng.integers(0, n - m + 1)) for n, m in zip(video.shape, size)]
-    return video[tuple(slice(i, i + m) for i, m in zip(at, size))]
+def crop(record: dict, size: Sequence[int], rng: np.random.Generator) -> UInt8[np.ndarray, "f h w 3"]:
+    """A random box of `size` (frames, height, width) out of a clip, of whose frames only those are held in memory.
+
+    Raises InputError when the clip cannot be read there, or is not as large as its record says.
+    """
+    has = (record["frames"], record["height"], record["width"])
+    f, y, x = (int(rng.integers(0, n - m + 1)) for n, m in zip(has, size))
+    video = media.decode(record["media"], max_frames=size[0], start=f / record["fps"])
+    box = video.frames[:, y : y + size[1], x : x + size[2]]
+    if box.shape[:3] != tuple(size):
+        raise InputError(f"the clip is {box.shape[:3]} where it should be {size}")
+    return box
 
 
 def redeal(cursors: Sequence[dict | None], hosts: int) -> list[dict | None]:

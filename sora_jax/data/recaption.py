@@ -20,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from sora_jax import endpoint, media
+from sora_jax import endpoint
 from sora_jax.data import dataset, footage, shards
 from sora_jax.data.captions import Caption, caption_of
 from sora_jax.errors import InputError, local
@@ -28,7 +28,7 @@ from sora_jax.errors import InputError, local
 FRAMES, SIDE = 8, 512  # of a clip that an endpoint is shown, and pixels of their longer side
 GIVE_UP = 8  # failures in a row after which the endpoint is taken to be gone
 TELLS = 2  # how often a clip is told anew when the answer is no caption
-BATCH = 64  # clips that a captioner of ours tells at a time
+BATCH = 24  # clips that a captioner of ours tells at a time: what a kill loses, minutes of footage
 
 INSTRUCTION = """You caption video for training a text-to-video model. The user shows frames of one clip, in order, \
 each with its time. Answer with one JSON object and nothing else:
@@ -130,7 +130,7 @@ def by_endpoint(
         if row is None:
             return None
         try:
-            return i, told_by(asked, conversation(media.decode(row["media"], name=row["name"])), seed, source)
+            return i, told_by(asked, conversation(row), seed, source)
         except Exception as error:
             return i, error
 
@@ -167,11 +167,11 @@ def told_by(asked: endpoint.Endpoint, messages: list[dict], seed: int, source: s
     raise wrong
 
 
-def conversation(video: media.Video) -> list[dict]:
+def conversation(row: dict) -> list[dict]:
     """What an endpoint is asked about a clip: frames spread over it, each with its time."""
-    frames = footage.thinned(video.frames, FRAMES)
-    step = (len(video.frames) - 1) / max(len(frames) - 1, 1) / video.fps
-    parts = [{"type": "text", "text": f"{len(frames)} frames of a clip of {len(video.frames) / video.fps:.1f} s:"}]
+    frames = footage.glance(row, FRAMES).frames
+    step = (row["frames"] - 1) / max(len(frames) - 1, 1) / row["fps"]
+    parts = [{"type": "text", "text": f"{len(frames)} frames of a clip of {row['frames'] / row['fps']:.1f} s:"}]
     for n, frame in enumerate(frames):
         parts += [{"type": "text", "text": f"{n * step:.2f} s"}, endpoint.picture(frame, SIDE)]
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": parts}]
@@ -183,12 +183,13 @@ def by_captioner(name: str, seed: int, rows: Iterator[tuple[int, dict]]) -> Iter
     from sora_jax.model import load
 
     model = checked(load("captioner" if name == "tiny" else name))
+    looks = {key: model.config["describe"][key] for key in ("frames", "max_pixels")}
     more = True
     while more:
         index, clips = [], []
         for i, row in rows:
             try:
-                clips.append(media.decode(row["media"], name=row["name"]))
+                clips.append(footage.glance(row, looks["frames"], looks["max_pixels"]))
                 index.append(i)
             except Exception as error:
                 yield i, error

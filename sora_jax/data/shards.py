@@ -28,6 +28,7 @@ from pathlib import Path
 
 from sora_jax.errors import InputError, local
 
+LOG = 30  # seconds between lines of progress in a log file
 LOCAL = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
@@ -118,6 +119,7 @@ def _run(todo: list, work: Callable, runner: str, beam: Sequence[str]):
         for element in todo:
             work(element)
         return
+    logging.disable(logging.WARNING)  # Beam warns whoever imports it that Google's clients are not there
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -127,6 +129,8 @@ def _run(todo: list, work: Callable, runner: str, beam: Sequence[str]):
         for element in todo:
             work(element)
         return
+    finally:
+        logging.disable(logging.NOTSET)
     # Beam's own "DirectRunner" first looks for a Go program on the network; this is the one it then falls back to.
     local = runner == "DirectRunner"
     if local:
@@ -275,8 +279,9 @@ def _progress(out: Path, sizes: dict[str, int], name: str) -> Iterator[None]:
         bar.n = int(now) if now == int(now) else now
         bar.update(0)
 
-    pause = 0.1 if sys.stderr.isatty() else 30  # seconds between lines of a log file
-    bar = tqdm(total=sum(sizes.values()), initial=done(), unit=" clips", desc=name, mininterval=pause)
+    pause = 0.1 if sys.stderr.isatty() else LOG
+    # miniters: else tqdm waits for as large a leap as it saw before, and falls silent in the midst of a long film
+    bar = tqdm(total=sum(sizes.values()), initial=done(), unit=" clips", desc=name, mininterval=pause, miniters=0)
     stop, watcher = threading.Event(), threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:

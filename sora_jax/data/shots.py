@@ -112,6 +112,14 @@ def records(path: Path, name: str, said: list[str], scan: dict) -> Iterator[dict
         cpu, rest, waited = now, then, spent["waiting"]
 
 
+def name(row: dict) -> str:
+    """A clip's name: its file, and where it is not all of it the seconds, as a W3C media fragment."""
+    if row["frames"] == row["total"]:
+        return row["file"]
+    start, end = row["first"] / row["fps"], (row["first"] + row["frames"]) / row["fps"]
+    return f"{row['file']}#t={start:.3f},{end:.3f}"
+
+
 def _timed(frames: Iterator[Frame]) -> Iterator[Frame]:
     """The same frames; notes how long this thread waits for them, judging by one in TIMED: clocks are slow, too."""
     for number in itertools.count():
@@ -134,6 +142,7 @@ def _record(piece: Piece, facts: dict, scan: dict) -> dict:
     inside = np.s_[..., top : high - bottom, left : wide - right]
     grey, rgb = greys[inside], whole[:, top : high - bottom, left : wide - right]
     around = np.stack(piece.around)[inside] if video and piece.around else np.empty((0, 3, 1, 1), np.uint8)
+    shown = rgb[[0, len(rgb) // 2, -1]] if len(rgb) > 2 else rgb[:1]
     motion, shake = scores.motion(around, facts["fps"])
     dark, bright = scores.exposure(grey)
     seen = {
@@ -143,9 +152,8 @@ def _record(piece: Piece, facts: dict, scan: dict) -> dict:
         "blur": float(np.median([scores.blur(moment) for moment in grey])),
         "dark": dark,
         "bright": bright,
-        "text": scores.text(rgb[len(rgb) // 2]) if scan["text"] and not piece.black else np.nan,
+        "text": max(map(scores.text, shown)) if scan["text"] and not piece.black else np.nan,
     }
-    shown = rgb[[0, len(rgb) // 2, -1]] if len(rgb) > 2 else rgb[:1]
     width = max(1, round(STRIP * shown.shape[2] / shown.shape[1]))
     strip = np.concatenate([cv2.resize(x, (width, STRIP), interpolation=cv2.INTER_AREA) for x in shown], axis=1)
     return {

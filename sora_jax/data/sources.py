@@ -141,7 +141,8 @@ def _read_listed(root: Path, fps: float | None, part: Sequence, skipped: list) -
         frames, at = None, 0  # the footage where we are in it, and that frame's number
         for line in some:
             whole = line["frames"] == line["total"] and line["crop"] == [0, 0, *line["size"]]
-            rate = fps or line["fps"]
+            asked = None if line["total"] == 1 else fps  # a photograph has no rate: it would become a still clip
+            rate = asked or line["fps"]
             # The moments k / rate from the clip's first frame on, to its end. (Rates in the list are rounded.)
             first = math.ceil(line["first"] * rate / line["fps"] - 0.1)
             end = max(first + 1, math.ceil((line["first"] + line["frames"]) * rate / line["fps"] - 0.1))
@@ -151,7 +152,7 @@ def _read_listed(root: Path, fps: float | None, part: Sequence, skipped: list) -
                     facts = dict(zip(("width", "height"), line["size"])) | {"frames": line["frames"], "fps": rate}
                 else:
                     if frames is None or first < at or first - at > APART * rate:
-                        frames, at = media.frames(root / file, fps, start=first / rate), first
+                        frames, at = media.frames(root / file, asked, start=first / rate), first
                     data, facts = _cut(frames, range(first - at, end - at), line["crop"], rate)
                     at = end
             except Exception as error:

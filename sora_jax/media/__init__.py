@@ -126,15 +126,24 @@ def decode(
 
 
 def frames(
-    path: str | Path, fps: float | None = None, start: float = 0.0, within: int | None = None, strict: bool = False
+    source: str | Path | bytes,
+    fps: float | None = None,
+    start: float = 0.0,
+    within: int | None = None,
+    strict: bool = False,
+    name: str | None = None,
 ) -> Iterator[Frame]:
-    """`read`, one uint8 [h w 3] at a time, in flat memory. A held frame is given again: copy before you change it.
+    """`read`, or of bytes `decode`, one uint8 [h w 3] at a time, in flat memory. A held frame is given again: copy
+    before you change it.
 
     within: frames with a longer side than this come shrunk to it (by area, fast: for looking at, not for training on).
-    strict: damage that a decoder could hide (it repeats what was there before) is an error, too.
+    strict: damage that a decoder could hide (it repeats what was there before) is an error, too. name: how errors call
+    it, else by its path.
     """
-    clip = open_clip(Path(path), str(path), start, within, strict)
-    yield from resample(clip, checked_fps(clip.rate if fps is None else fps), str(path), start)
+    inside = isinstance(source, bytes)
+    name = name or ("the clip" if inside else str(source))
+    clip = open_clip(source if inside else Path(source), name, start, within, strict)
+    yield from resample(clip, checked_fps(clip.rate if fps is None else fps), name, start)
 
 
 def probe(path: str | Path, fps: float | None = None) -> dict:

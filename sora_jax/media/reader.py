@@ -294,22 +294,43 @@ def _decoded(container, stream) -> Iterator[av.VideoFrame]:
         yield from decode(packet if packet.size else None)
 
 
+KINDS = 8  # of frames, whose filter graphs are kept
+_idle: dict[tuple, list[av.filter.Graph]] = {}  # graphs that nobody uses now
+
+
 class _Converter:
-    """Decoded frames -> upright RGB; keeps the filter graph between frames of the same kind."""
+    """Decoded frames -> upright RGB; keeps the filter graph between frames of the same kind, and leaves it to the next
+    file: a graph holds tens of MB, and is a cycle of references, which Python frees when it likes."""
 
     def __init__(self, aperture: tuple | None, within: int | None):
         self.aperture, self.within, self.kind, self.graph = aperture, within, None, None
 
+    def __del__(self):
+        self._leave()
+
+    def _leave(self):
+        if self.graph is not None:
+            _idle.setdefault(self.kind, []).append(self.graph)
+            for kind in list(_idle)[:-KINDS]:
+                _idle.pop(kind, None)
+
     def __call__(self, frame: av.VideoFrame) -> Frame:
         matrix, levels = int(frame.colorspace), int(frame.color_range)
-        kind = (frame.width, frame.height, frame.format.name, matrix, levels)
-        if kind != self.kind:
-            # An aperture is told in stored pixels: such a frame is cropped before it shrinks.
-            size = (frame.width, frame.height) if self.aperture else _fitted(frame.width, frame.height, self.within)
-            self.kind, self.graph = kind, _to_rgb(*kind, size)
+        # An aperture is told in stored pixels: such a frame is cropped before it shrinks.
+        size = (frame.width, frame.height) if self.aperture else _fitted(frame.width, frame.height, self.within)
+        kind = (frame.width, frame.height, frame.format.name, matrix, levels, size)
+        if kind != self.kind or self.graph is None:
+            self._leave()
+            try:
+                graph = _idle.get(kind, []).pop()  # at once: whatever other threads do, nobody else has it
+            except IndexError:
+                graph = _to_rgb(*kind)
+            self.kind, self.graph = kind, graph
         frame.pts, frame.time_base = 0, Fraction(1, 25)
-        self.graph.push(frame)
-        pixels = self.graph.pull().to_ndarray()
+        graph, self.graph = self.graph, None  # one that fails is left to nobody
+        graph.push(frame)
+        pixels = graph.pull().to_ndarray()
+        self.graph = graph
         pixels = _on_white(pixels) if pixels.shape[-1] == 4 else pixels
         pixels = _shrunk(_cropped(pixels, self.aperture), self.within)
         return np.ascontiguousarray(_upright(pixels, frame.side_data.get("DISPLAYMATRIX")))

@@ -1,15 +1,13 @@
-"""Curation beside plain decoding, in frames a second of one core; and Big Buck Bunny, curated.
+"""Curation beside plain decoding, in frames a second of one core. (What it keeps of a film: `bench_film.py`.)
 
-    python tests/benchmarks/bench_curate.py [--rounds 3] [--workdir runs/bbb] [--film]
+    python tests/benchmarks/bench_curate.py [--rounds 3] [--workdir runs/film]
 
 The film's trailer (1,323 frames, 1280x720) in turns: decoded and shrunk to the working size and no more; scanned as
 `sora-jax data curate` scans it, without and with RapidOCR. CPU time, all threads; the best of the rounds, as other work
-on the machine only ever adds. --film: curates the film with its trailer into WORKDIR/curated, and says what was kept.
-Needs the network, or a package cache, once.
+on the machine only ever adds. Needs the network, or a package cache, once.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -20,25 +18,19 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import real_footage  # noqa: E402
 
 from sora_jax import media  # noqa: E402
-from sora_jax.data import curate, scores, shots  # noqa: E402
-from sora_jax.errors import InputError  # noqa: E402
+from sora_jax.data import scores, shots  # noqa: E402
 from sora_jax.train import configs  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "bbb")
-    parser.add_argument("--film", action="store_true", help="curate the ten minutes")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "film")
     args = parser.parse_args()
     config = configs.read(str(ROOT / "configs" / "curate.py"))
     try:
-        _, trailer = real_footage.film(args.workdir / "film")
-        if args.film:
-            told = curate.curate(args.workdir / "film", args.workdir / "curated", config)
-            print(json.dumps(told | {"skipped": len(told["skipped"])}))
-            return
-    except (InputError, real_footage.Unavailable) as error:
+        _, trailer = real_footage.film(args.workdir / "footage")
+    except real_footage.Unavailable as error:
         sys.exit(f"curation: {error}")
     print(table(compare(trailer, config.scan.to_dict(), args.rounds)))
 
