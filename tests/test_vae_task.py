@@ -49,6 +49,7 @@ def repainted_psnr(level: float) -> float:
     [
         ("init=", "give --config.init"),
         ('frozen=("decoder",)', r"config.frozen is \('decoder',\): the encoder may"),
+        ("opt.weight_decay=0.1", r"config.opt.weight_decay is 0.1: it would shrink"),
         ("frozen=()", r"config.loss.repaint is 0.65: that is for --config.init of a text-to-video model"),
     ],
 )

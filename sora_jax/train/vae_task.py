@@ -49,6 +49,10 @@ def make(config) -> Task:
         raise InputError(f"config.frozen is {tuple(config.frozen)}: the encoder may stand still, or it and the decoder")
     if config.frozen and not config.init:
         raise InputError("what is frozen would stay as drawn: give --config.init, the model it is of")
+    if config.frozen and config.opt.weight_decay:
+        raise InputError(
+            f"config.opt.weight_decay is {config.opt.weight_decay}: it would shrink what is frozen; give 0"
+        )
     painter = load(config.init, host=True) if config.loss.repaint else None
     if painter and (not config.frozen or "dit" not in painter.config or painter.dit.given):
         raise InputError(
