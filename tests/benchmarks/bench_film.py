@@ -65,7 +65,7 @@ def main() -> None:
             real_footage.film(source)
             real_footage.fetch(source)
         print(run(source, args.workdir, args.captioner, args.rows))
-    except (InputError, real_footage.Unavailable) as error:
+    except (InputError, real_footage.Unavailable, OSError) as error:  # OSError: somebody else has the port
         sys.exit(f"film: {error}")
 
 
