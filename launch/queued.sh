@@ -112,8 +112,9 @@ install() {
 begin() { # in a session of its own, so that it outlives the connection
     local remote='echo $$ >run.session; cd sora_jax; bash launch/host.sh "$@" & echo $! >../run.pid
         wait $!; echo $? >../run.code'
-    every "rm -f run.code && export PATH=\$HOME/.venv-sora/bin:\$PATH &&
-        { setsid nohup bash -c $(printf '%q' "$remote") run ${topology%%:*}$(printf ' %q' "$@") >>run.log 2>&1 </dev/null & }"
+    every "rm -f run.code run.pid && export PATH=\$HOME/.venv-sora/bin:\$PATH &&
+        { setsid nohup bash -c $(printf '%q' "$remote") run ${topology%%:*}$(printf ' %q' "$@") >>run.log 2>&1 </dev/null & } &&
+        for i in \$(seq 600); do test -e run.pid && exit 0; sleep 0.1; done; exit 1" # begun is what can be halted
 }
 halt() { # those that still run: let them save, which they cannot where they wait for one that is gone
     every 'test -e run.pid || exit 0; kill -TERM "$(cat run.pid)"; for i in $(seq 60); do test -e run.code && exit 0; sleep 1; done
