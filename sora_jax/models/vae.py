@@ -172,9 +172,9 @@ class Mend(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w 3"]) -> Float[Array, "b f h w 3"]:
-        side, folded = SURROUNDINGS // 2, dict(p=self.time, q=MEND_SIDE, r=MEND_SIDE)
-        around = jnp.pad(x, ((0, 0), (0, 0), (side, side), (side, side), (0, 0)), "edge")
-        around = nn.avg_pool(around, (1, SURROUNDINGS, SURROUNDINGS), padding="VALID")
+        folded = dict(p=self.time, q=MEND_SIDE, r=MEND_SIDE)
+        square = (1, SURROUNDINGS, SURROUNDINGS)
+        around = nn.avg_pool(x, square, padding="SAME", count_include_pad=False)  # padding first would send rows about
         y = rearrange(CONTRAST * (x - around), "b (f p) (h q) (w r) c -> b f h w (p q r c)", **folded)
         conv = partial(CausalConv3d, kernel=(1, 3, 3))
         y = conv(self.features, name="conv_in")(y)
