@@ -7,7 +7,7 @@ MODEL ?= tiny
 demo:  ## paint one prompt with the bundled model: of four clips the one that the captioner finds likeliest
 	@sh launch/venv.sh .venv ""
 	@mkdir -p out
-	@.venv/bin/sora-jax generate "$(PROMPT)" --size 64x48 --model "$(MODEL)" --best 4 --out out/demo.mp4 --sheet out/demo.png >/dev/null
+	@.venv/bin/sora-jax generate "$(PROMPT)" --size 64x48 --seed 1 --model "$(MODEL)" --best 4 --out out/demo.mp4 --sheet out/demo.png >/dev/null
 	@echo out/demo.mp4 && echo out/demo.png
 
 test:  ## the laws, on the newest Python here; then a smoke of the main job on 3.11 where there is one
