@@ -75,7 +75,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.eval_every = 250
         c.picture_every = 1000
         c.vae.mend = 48
-        # with l1 nothing but flat ground is learned: it is most of a picture, and right already
+        # squared: most of a picture is flat and right already, and l1 punishes whatever moves there at once
         c.loss.update(l1=0.0, l2=10.0, kl=0.0, repaint=0.65)
         c.data.crops = ((8, 17, 64, 64), (8, 1, 64, 64))
         c.opt.update(lr=7e-4, warmup=100, schedule="cosine")
