@@ -16,8 +16,8 @@ them on the way out.
 latent and back. Set to the blocks' principal components (`principal_components`) and kept there, it lets training begin
 where a linear codec ends, instead of spending its first hour getting there; the convolutions learn what it cannot.
 
-`mend` adds a small network behind the decoder, in pixels: it hears how they differ from their surroundings, and is
-silent where a picture is flat, so that it learns edges, which a linear codec blurs, in minutes. It looks at the frames
+`mend` adds a small network behind the decoder, in pixels: it hears how they differ from their surroundings, and nothing
+where a picture is flat, so that it learns edges, which a linear codec blurs, in minutes. It looks at the frames
 of one latent together and at none before, as tall and wide as MEND_REACH.
 """
 

@@ -37,7 +37,7 @@ from sora_jax.pod.mesh import shard
 from sora_jax.train.tasks import Task
 
 PAINTER = ("text", "dit")  # the parts of a model that paint
-REPAINT_STEPS = 6
+REPAINT_STEPS = 6  # few, as every step of training pays for them
 START_LOGVAR = -6.0  # the posterior starts narrow, so that its noise does not drown the first gradients
 
 
