@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sora_jax.errors import InputError
 from sora_jax.models import kernels, layers
+from sora_jax.models.dit import DiT
 from sora_jax.pod import context
 from sora_jax.pod.mesh import AXES, PATCHES, ROWS, make, on
 
@@ -162,6 +163,21 @@ def test_a_long_row_takes_memory_in_proportion(monkeypatch):
         return step.compile().memory_analysis().temp_size_in_bytes
 
     assert bytes_of(2048) < 2.2 * bytes_of(1024)
+
+
+def test_in_a_scan_of_layers_too(monkeypatch):
+    """What depends on a scan's constants alone is computed before it begins: not the masks of all blocks."""
+    monkeypatch.setitem(kernels.BLOCK, "cpu", 64)
+    dit = DiT(width=16, depth=2, heads=2, mlp=16, channels=4, patch=(1, 1, 1), keep="heads", dtype="float32")
+
+    def memory(s):
+        pos, ints = jnp.zeros((1, s, 3), jnp.int32), jnp.ones((1, s), jnp.int32)
+        inputs = jnp.zeros((1, s, 4)), pos, ints, jnp.zeros((1, 1)), 0 * ints, jnp.zeros((1, 8, 4)), ints[:, :8]
+        params = jax.eval_shape(dit.init, jax.random.key(0), *inputs)
+        step = jax.jit(jax.grad(lambda params, inputs: dit.apply(params, *inputs).sum())).lower(params, inputs)
+        return step.compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(2048) < 2.2 * memory(1024)
 
 
 @pytest.mark.parametrize(("length", "block"), [(576, 192), (257, 129), (256, 256), (1728, 247), (65_536, 256)])

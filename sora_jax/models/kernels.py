@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sora_jax.errors import InputError
 from sora_jax.pod.context import NOTHING, streamed
 
-BLOCK = {"cpu": 256, "gpu": 2048}  # queries and keys whose scores XLA holds at once: on a CPU they stay in its cache
+BLOCK = {"cpu": 320, "gpu": 2048}  # queries and keys whose scores XLA holds at once: on a CPU they stay in its cache
 LANES = 128  # a TPU's vector width: lengths and head widths of its kernels are multiples
 TILE = 1024  # queries and keys of one tile of scores, at most: 4 MiB in float32, in vector memory
 TILES = 176 * 176  # tiles of which tokamax's schedule fits scalar memory (1 MiB; found by compiling for v5p and v6e)
@@ -117,8 +117,8 @@ def tile(length: int, width: int = LANES) -> int:
 
 
 class _Blocks(NamedTuple):
-    """A row in blocks of c queries and keys: q [i n c k], k, v [j n c k], segments [i c], [j c]; meets [i j]: whether a
-    block of queries and one of keys may have a segment in common, judged by their least and greatest."""
+    """A row in blocks of c queries and of d keys: q [i n c k], k, v [j n d k], segments [i c], [j d]; meets [i j]:
+    whether a block of queries and one of keys may have a segment in common, judged by their least and greatest."""
 
     q: Array
     q_seg: Array
@@ -137,9 +137,10 @@ def _cut(x: Array, block: int, value=0) -> Float[Array, "i n c k"]:
 
 def _blocks(block: int, q, k, v, q_seg, kv_seg) -> _Blocks:
     q_seg, kv_seg = (jnp.where(seg == 0, PADDING, seg) for seg in (q_seg, kv_seg))
-    q_seg, kv_seg = _cut(q_seg, block, FILL), _cut(kv_seg, block, FILL + 1)  # what fills them meets nothing
+    keys = even(k.shape[1], block)  # a text is shorter than its row
+    q_seg, kv_seg = _cut(q_seg, block, FILL), _cut(kv_seg, keys, FILL + 1)  # what fills them meets nothing
     meets = (q_seg.min(1)[:, None] <= kv_seg.max(1)) & (kv_seg.min(1) <= q_seg.max(1)[:, None])
-    return _Blocks(_cut(q, block), q_seg, meets, _cut(k, block), _cut(v, block), kv_seg)
+    return _Blocks(_cut(q, block), q_seg, meets, _cut(k, keys), _cut(v, keys), kv_seg)
 
 
 def _each_met(step: Callable, meets: Bool[Array, " j"], carry):
@@ -159,6 +160,9 @@ def _scores(q: Array, k: Array, q_seg: Array, kv_seg: Array) -> Float[Array, "n 
 
 def _xla_forward(block: int, q, k, v, q_seg, kv_seg):
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    # A scan over layers makes what depends on its constants alone once, before it begins: that would be all masks of
+    # all blocks, O(s^2) of memory. Behind the barrier segments depend on the layer.
+    q, q_seg, kv_seg = lax.optimization_barrier((q, q_seg, kv_seg))
 
     def row(parts):
         blocks = _blocks(block, *parts)
@@ -221,7 +225,7 @@ def _xla_backward(block: int, q, k, v, q_seg, kv_seg, out, lse, d_out):
 
 @functools.cache
 def xla(block: int) -> Kernel:
-    """Blocks of so many queries and keys, of any segments; those that cannot meet are skipped."""
+    """Blocks of so many queries, and of at most as many keys, of any segments; those that cannot meet are skipped."""
     return Kernel(functools.partial(_xla_forward, block), functools.partial(_xla_backward, block), tiled=False)
 
 
