@@ -91,12 +91,13 @@ def bench(steps: int) -> dict[str, dict]:
 
     def loss(params, batch, total):
         x, target, t = jnp.split(batch["x"], [size, 2 * size], -1)
-        # the table of noise levels has one entry for each patch: a clip's is the same all over
-        level = jnp.broadcast_to(jnp.arange(t.shape[1]), t.shape[:2])
+        # a row's table of noise levels has an entry for each of its clips: 0 for padding, then by segment
+        levels = jax.vmap(partial(jax.ops.segment_max, num_segments=CLIPS + 1))(t[..., 0], batch["seg"])
         ctx = text.apply({"params": params["text"]}, batch["txt"], batch["txt_seg"])
         out = dit.apply(
-            {"params": params["dit"]}, x, batch["pos"], batch["seg"], t[..., 0], level, ctx, batch["txt_seg"]
-        )
+            {"params": params["dit"]}, x, batch["pos"], batch["seg"], jnp.clip(levels, 0, 1), batch["seg"], ctx,
+            batch["txt_seg"],
+        )  # fmt: skip
         error = flow.velocity(config.flow.predict, out, x, t) - target
         return jnp.sum(jnp.where(batch["seg"] > 0, jnp.square(error).mean(-1), 0.0)) / total
 
