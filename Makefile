@@ -12,7 +12,7 @@ demo:  ## paint one prompt with the bundled model: of four clips the one that th
 
 test:  ## the laws, on the newest Python here; then a smoke of the main job on 3.11 where there is one
 	@sh launch/venv.sh .venv-test test
-	.venv-test/bin/python -m pytest -q -n 2 --dist loadfile
+	.venv-test/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	@if [ "$$(.venv-test/bin/python -c 'import sys; print(*sys.version_info[:2], sep=".")')" != 3.11 ] && sh launch/python.sh 3.11 >/dev/null 2>&1; then \
 		sh launch/venv.sh .venv-test-3.11 test 3.11 && .venv-test-3.11/bin/python -m pytest -q -m smoke; \
 	else echo "no second Python: the smoke on 3.11 is left out"; fi

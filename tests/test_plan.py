@@ -57,7 +57,8 @@ def test_a_layer_costs_what_the_formula_says():
 
 def test_what_remat_repeats_counts():
     block = kernels.BLOCK["cpu"]
-    s, words = 2 * block, -(-L // block) * block  # attention has its own backward pass there, and works in whole blocks
+    s, keys = 2 * block, kernels.even(L, block)  # attention has its own backward pass there, and works in whole blocks
+    words = -(-L // keys) * keys
     plain, _ = counted(s)
     total = {keep: sum(counted(s, remat=True, keep=keep)[0].values()) for keep in ("nothing", "attention", "heads")}
     attention = 2 * 4 * B * s * (s + words) * SIZES["width"]
