@@ -166,7 +166,7 @@ def test_a_long_row_takes_memory_in_proportion(monkeypatch):
 
 
 def test_in_a_scan_of_layers_too(monkeypatch):
-    """What depends on a scan's constants alone is computed before it begins: not the masks of all blocks."""
+    """JAX computes what depends on a scan's constants alone before it begins: not so the masks of all blocks."""
     monkeypatch.setitem(kernels.BLOCK, "cpu", 64)
     dit = DiT(width=16, depth=2, heads=2, mlp=16, channels=4, patch=(1, 1, 1), keep="heads", dtype="float32")
 
