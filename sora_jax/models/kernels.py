@@ -199,13 +199,15 @@ def _xla_backward(block: int, q, k, v, q_seg, kv_seg, out, lse, d_out):
 
         def queries(carry, part):
             q, q_seg, meets, lse, d, d_out = part
+            # gradients of keys are kept turned: so no scores must be, which a CPU does at half its speed
+            q_t, d_out_t = jnp.swapaxes(q, 1, 2), jnp.swapaxes(d_out, 1, 2)
 
             def keys(j, carry):
                 dk, dv, dq = carry
                 p = jnp.exp(_scores(q, blocks.k[j], q_seg, blocks.kv_seg[j]) - lse)
                 ds = (p * (dot("nck,ndk->ncd", d_out, blocks.v[j]) - d)).astype(q.dtype)
-                dk = dk.at[j].add(dot("ncd,nck->ndk", ds, q))
-                dv = dv.at[j].add(dot("ncd,nck->ndk", p.astype(v.dtype), d_out))
+                dk = dk.at[j].add(dot("nkc,ncd->nkd", q_t, ds))
+                dv = dv.at[j].add(dot("nkc,ncd->nkd", d_out_t, p.astype(v.dtype)))
                 return dk, dv, dq + dot("ncd,ndk->nck", ds, blocks.k[j])
 
             *carry, dq = _each_met(keys, meets, (*carry, jnp.zeros(q.shape, jnp.float32)))
@@ -214,9 +216,9 @@ def _xla_backward(block: int, q, k, v, q_seg, kv_seg, out, lse, d_out):
         # where a block is filled up, lse is 0 and the scores are NOTHING: p is 0
         lse, d = (_cut(x[..., None], block) for x in (lse, d))
         each = (blocks.q, blocks.q_seg, blocks.meets, lse, d, _cut(d_out, block))
-        none = jnp.zeros(blocks.k.shape, jnp.float32), jnp.zeros(blocks.v.shape, jnp.float32)
-        (dk, dv), dq = lax.scan(queries, none, each)
-        return tuple(rearrange(x, "i n c k -> n (i c) k") for x in (dq, dk, dv))
+        none = (jnp.zeros(jnp.swapaxes(x, 2, 3).shape, jnp.float32) for x in (blocks.k, blocks.v))
+        (dk, dv), dq = lax.scan(queries, tuple(none), each)
+        return rearrange(dq, "i n c k -> n (i c) k"), *(rearrange(x, "j n k d -> n (j d) k") for x in (dk, dv))
 
     d = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
     grads = lax.map(row, (q, k, v, q_seg, kv_seg, lse, d, d_out))
