@@ -3,14 +3,14 @@
     bash launch/tiny.sh runs/tiny
 
 makes the bundled model from nothing: VAE, tokenizer, latents, and the trainings of `one`, `short`, `small`,
-`pairs` and `tiny`, each from the model before. With a VAE and a tokenizer, the last of them by itself is
+`pairs`, `tiny` and `clips`, each from the model before. With a VAE and a tokenizer, `tiny` by itself is
 
     world="sora-jax data latents world --model runs/vae-model --max-pixels 4096"
     $world --clips 5500 --out runs/latents
     $world --clips 120 --seed 100000000 --out runs/held-out
     sora-jax train --config configs/dit.py:tiny --workdir runs/dit
 
-Expect the figures of sora_jax/assets/tiny/README.md; the five trainings take four hours of two cores.
+Expect the figures of sora_jax/assets/tiny/README.md; the six trainings take five hours of two cores.
 
 Variants:
     tiny      the bundled model's: 2.0M parameters, mixed native sizes of the embedded world, rows of 576 patches, all
@@ -23,6 +23,7 @@ Variants:
     small     then images and clips of one object that are small enough for rows of 128: shape, and now motion too, at
               the noise at which they are decided.
     pairs     and as small ones of two and three objects, which teach whose shape and whose motion a word tells.
+    clips     at last as tiny once more, mostly clips, at the sizes and lengths at which they are painted.
     images    images alone, for the sweeps (configs/sweeps/).
     speedrun  clips of up to 9 frames (`--max-frames 9`), 400 steps, for `make train`.
     smoke     20 steps in about a minute from the embedded world alone, a checkpoint every 5.
@@ -193,6 +194,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         c.data.text_row = 128
         c.data.segments = 8
         c.masks.update(none=0.9, first=0.04, last=0.0, ends=0.02, frames=0.0, box=0.04)
+    elif variant == "clips":
+        c.steps = 4800
+        c.data.path = "runs/clips-long,runs/clips-one,runs/clips-images"
     elif variant == "images":
         c.steps = 4500
         c.data.path = "runs/images"
@@ -232,7 +236,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     elif variant in published.MODELS:
         wan(c, published.MODELS[variant])
     elif variant != "tiny":
-        known = ", ".join(("tiny", "one", "short", "small", "pairs", "images", "speedrun", "smoke", *published.MODELS))
+        known = ", ".join(
+            ("tiny", "one", "short", "small", "pairs", "clips", "images", "speedrun", "smoke", *published.MODELS)
+        )
         raise ValueError(f"configs/dit.py has no variant {variant!r}; choose one of {known}")
     for option in options:
         name, _, value = option.partition("=")

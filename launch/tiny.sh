@@ -1,8 +1,8 @@
 #!/bin/bash
 # The bundled model (sora_jax/assets/tiny), from nothing, on two CPU cores: VAE, tokenizer, latents of the embedded world,
-# five trainings of one transformer, each from the one before, which take four hours (small images of one object, images
-# and short clips, small images and clips of one object, of two and three, everything with rates that fall to zero), and
-# half an hour for what mends its pixels.
+# six trainings of one transformer, each from the one before, which take five hours (small images of one object, images
+# and short clips, small images and clips of one object, of two and three, everything with rates that fall to zero, and
+# mostly clips so), and half an hour for what mends its pixels.
 # Everything lands in runs/tiny (or in the folder given).
 # Stop it whenever you like: run again, it goes on where it was. `sora-jax` must be on the PATH.
 set -euo pipefail
@@ -77,10 +77,23 @@ latents held-out 120 100000000 --max-pixels 4096
 learn tiny "images one-native told-images two three one-short short slow pair-clips long wide" held-out \
     --config.init="$run/pairs-model"
 
+latents clips-long 4000 12000000 --max-pixels 4096
+latents clips-long-too 6000 27000000 --max-pixels 4096
+latents clips-one 2500 24000000 --scene count=1 --max-frames 17 --max-pixels 6144
+latents clips-one-too 2000 28000000 --scene count=1 --max-frames 17 --max-pixels 6144
+latents clips-two 3000 25000000 --scene count=2 --max-frames 17 --max-pixels 6144
+latents clips-wide 1000 13000000 --max-frames 9 --max-pixels 12288
+latents clips-short 2500 15000000 --max-frames 17 --max-pixels 2752
+latents clips-pairs 2000 21000000 --scene count=2 --max-frames 9 --max-pixels 2688
+latents clips-images 5000 5000000 --max-frames 1
+latents clips-two-images 2500 19000000 --scene count=2 --max-frames 1 --max-pixels 4096
+sets="long long-too one one-too two wide short pairs two-images images"
+learn clips "clips-${sets// / clips-}" held-out --config.init="$run/tiny-model"
+
 if [ ! -e "$run/model/model.json" ]; then
     echo "training: what mends its pixels"
     # shellcheck disable=SC2086 # settings are words
-    sora-jax train --config configs/vae.py:mend --workdir "$run/mend" --config.init="$run/tiny-model" ${MEND:-}
+    sora-jax train --config configs/vae.py:mend --workdir "$run/mend" --config.init="$run/clips-model" ${MEND:-}
     sora-jax export "$run/mend" --out "$run/model"
 fi
 echo "the model: $run/model; what it reaches: sora-jax evaluate world --model $run/model --seeds 60 --steps 20"

@@ -58,11 +58,9 @@ def test_the_recipe_of_the_bundled_model(environment, tmp_path):
     env = {**environment, "VAE": "smoke", "SHARE": "10000", "SMALLER": smaller}
     env["MEND"] = "--config.vae.width=8 --config.steps=2 --config.picture_every=0"
     run(["bash", "launch/tiny.sh", str(tmp_path / "run")], env)
-    begun = [
-        json.loads((tmp_path / "run" / f"{name}-dit" / "config.json").read_text())["init"]
-        for name in ("one", "short", "small", "pairs", "tiny")
-    ]
-    assert begun == ["", *(str(tmp_path / "run" / f"{name}-model") for name in ("one", "short", "small", "pairs"))]
+    stages = ("one", "short", "small", "pairs", "tiny", "clips")
+    begun = [json.loads((tmp_path / "run" / f"{name}-dit" / "config.json").read_text())["init"] for name in stages]
+    assert begun == ["", *(str(tmp_path / "run" / f"{name}-model") for name in stages[:-1])]
     made = sora_jax.load(tmp_path / "run" / "model")
     assert made.dit.depth == 1 and made.vae.mend
 
